@@ -1,0 +1,33 @@
+"""softmax(QKᵀ/√K)V in two ways that give the same up to rounding; which one is faster depends on the machine."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
+    """PyTorch's fused kernel: (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K); `allowed` (B or 1, 1, T, S) bool."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout, is_causal=causal)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
+    """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores.
+
+    On CPUs its backward pass takes a fraction of the fused kernel's (benchmarks/attention.py).
+    """
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    if causal:
+        allowed = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()  # (T, S)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights @ v.to(weights.dtype)
+
+
+def faster_in_training(device_type: str) -> str:
+    """Which of the two trains faster on a kind of device: "plain" or "fused"; without gradients it is the fused one."""
+    return "plain" if device_type == "cpu" else "fused"

@@ -1,0 +1,297 @@
+"""The one Transformer core: token ids in, hidden states out. GPT and BERT are this with different values."""
+
+import math
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from nlpstack.model.attention_product import fused_attention, plain_attention
+from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
+
+if TYPE_CHECKING:
+    from nlpstack.model.kv_cache import KVCache
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TransformerConfig:
+    """Shape of the shared core. GPT and BERT differ only in these values."""
+
+    vocab_size: int = 0  # 0 in a recipe: the tokenizer's
+    max_seq_len: int = 256  # tokens
+    dim: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 0  # key/value heads shared by groups of query heads; 0: n_heads
+    ffn_dim: int = 0  # 0: 4 * dim
+    causal: bool = True  # GPT: a token sees its past. False, BERT: it sees both sides.
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    rope_theta: float = 10000.0
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    bias: bool = True  # in linear layers and LayerNorm
+    n_segments: int = 0  # 2 for BERT sentence pairs
+    tied: bool = True  # the unembedding is the token embedding
+    dropout: float = 0.0  # of embeddings, attention weights and each sublayer's output
+
+    @model_validator(mode="after")
+    def _check(self) -> "TransformerConfig":
+        sizes = {"max_seq_len": self.max_seq_len, "dim": self.dim, "n_layers": self.n_layers, "n_heads": self.n_heads}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments) < 0:
+            raise ValueError("sizes must not be negative")
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim={self.dim} must be a multiple of n_heads={self.n_heads}")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even dim / n_heads, not {self.head_dim}")
+        if self.positions == "sinusoidal" and self.dim % 2:
+            raise ValueError(f"sinusoidal positions need an even dim, not {self.dim}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.norm_eps <= 0 or self.rope_theta <= 0:
+            raise ValueError("norm_eps and rope_theta must be above 0")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width inside the feed-forward layer."""
+        return self.ffn_dim or 4 * self.dim
+
+
+class AttentionMask(NamedTuple):
+    """Who may attend to whom, in the two forms scaled_dot_product_attention takes."""
+
+    attn_mask: Tensor | None = None  # bool (B or 1, 1, T, S), True = yes; None = no exceptions
+    is_causal: bool = False  # only ever True with attn_mask None
+
+
+def attention_mask(
+    *, causal: bool, n_new: int, n_keys: int, mask: Tensor | None, device: torch.device
+) -> AttentionMask:
+    """What `n_new` queries, the last of `n_keys` tokens, may attend to; `mask` (B, S) is True at real tokens."""
+    if mask is None:
+        if not causal or n_new == 1:
+            return AttentionMask()
+        if n_new == n_keys:
+            return AttentionMask(is_causal=True)
+    own = torch.arange(n_keys - n_new, n_keys, device=device)[:, None]  # (T, 1): each query's own column
+    column = torch.arange(n_keys, device=device)  # (S,)
+    allowed = (column <= own) if causal else torch.ones(n_new, n_keys, dtype=torch.bool, device=device)  # (T, S)
+    if mask is None:
+        return AttentionMask(allowed[None, None])
+    # A padding query sees itself alone: with nothing to see, its softmax would be NaN and spread.
+    allowed = (allowed & mask[:, None, None, :]) | (column == own)
+    return AttentionMask(allowed)  # (B, 1, T, S)
+
+
+class LayerInput(NamedTuple):
+    """What every layer is given beside the hidden states, computed once per forward pass."""
+
+    mask: AttentionMask
+    rotary: tuple[Tensor, Tensor] | None  # cos and sin, each (1 or B, 1, T, K / 2)
+    cache: "KVCache | None"
+    plain: bool  # attention by plain_attention, not by the fused kernel
+
+
+class Attention(nn.Module):
+    """softmax(QKᵀ/√K)V over heads (Vaswani et al. 2017, section 3.2), keys and values shared by groups of heads."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.n_heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
+        self.dropout = config.dropout
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.k_proj = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
+        self.v_proj = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
+        self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias)
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        batch, n_new, _ = projected.shape
+        return projected.view(batch, n_new, -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
+
+    def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
+        """Mix tokens: (B, T, D) -> (B, T, D)."""
+        q = self._split_heads(self.q_proj(x))  # (B, T, D) -> (B, H, T, K)
+        k = self._split_heads(self.k_proj(x))  # (B, kv heads, T, K)
+        v = self._split_heads(self.v_proj(x))
+        if given.rotary is not None:
+            q, k = rotate(q, *given.rotary), rotate(k, *given.rotary)
+        if given.cache is not None:
+            k, v = given.cache.update(layer, k, v)  # (B, kv heads, S, K)
+        if self.kv_heads != self.n_heads:
+            k = k.repeat_interleave(self.n_heads // self.kv_heads, dim=1)  # (B, H, S, K)
+            v = v.repeat_interleave(self.n_heads // self.kv_heads, dim=1)
+        product = plain_attention if given.plain else fused_attention
+        dropout = self.dropout if self.training else 0.0
+        y = product(q, k, v, given.mask.attn_mask, causal=given.mask.is_causal, dropout=dropout)
+        mixed: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
+        return mixed
+
+
+class FeedForward(nn.Module):
+    """Each token on its own: widen, bend, narrow. SwiGLU: Shazeer 2020, GLU Variants, section 2."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        if config.activation == "swiglu":
+            self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.bias)
+        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.bias)
+        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        wide = self.up_proj(x)  # (B, T, ffn_dim)
+        if self.activation == "swiglu":
+            wide = F.silu(self.gate_proj(x)) * wide
+        elif self.activation == "relu":
+            wide = F.relu(wide)
+        else:
+            wide = F.gelu(wide, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        narrow: Tensor = self.down_proj(wide)
+        return narrow
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.dim, eps=config.norm_eps)
+    return nn.LayerNorm(config.dim, eps=config.norm_eps, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to its input, with the norm before (pre) or after the sum (post)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config)
+        self.ffn_norm = _norm(config)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), layer, given))
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, layer, given)))
+            x = self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return x
+
+
+class Transformer(nn.Module):
+    """Token ids in, hidden states out; knows nothing of heads, losses or text."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.vocab_size > 0, "vocab_size comes from the tokenizer and is not set"
+        self.config = config
+        self.train_attention = "fused"  # or "plain": which product is used in training mode
+        self.checkpoint_activations = False  # recompute blocks in the backward pass: less memory, a third more work
+        self.tokens = nn.Embedding(config.vocab_size, config.dim)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_seq_len, config.dim)
+        if config.n_segments:
+            self.segments = nn.Embedding(config.n_segments, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = _norm(config)  # after the last block (pre-norm) or after the embeddings (post-norm)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of tokens (B, T).
+
+        `mask` (B, T) is True at real tokens (None: all are); with a cache, `tokens` are the ones it does not hold yet.
+        """
+        batch_size, n_new = tokens.shape
+        n_cached = cache.length if cache is not None else 0
+        full_mask = cache.extend_mask(mask, batch_size, n_new) if cache is not None else mask
+        positions = self._positions(n_new, n_cached, full_mask, tokens.device)  # (T,) or (B, T)
+        x = self._embed(tokens, positions, segments)  # (B, T, D)
+        rotary = None
+        if self.config.positions == "rotary":
+            cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+            rotary = cos[..., None, :, :], sin[..., None, :, :]  # (B, 1, T, K / 2) or (1, T, K / 2)
+        attends = attention_mask(
+            causal=self.config.causal, n_new=n_new, n_keys=n_cached + n_new, mask=full_mask, device=tokens.device
+        )
+        given = LayerInput(attends, rotary, cache, plain=self.training and self.train_attention == "plain")
+        for layer, block in enumerate(self.blocks):
+            if self.checkpoint_activations and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, layer, given, use_reentrant=False)
+            else:
+                x = block(x, layer, given)
+        if cache is not None:
+            cache.advance(n_new, full_mask)
+        hidden: Tensor = self.norm(x) if self.config.pre_norm else x
+        return hidden
+
+    def _positions(self, n_new: int, n_cached: int, mask: Tensor | None, device: torch.device) -> Tensor:
+        """A token's position is the number of real tokens before it, so padding on either side changes nothing."""
+        if mask is None:
+            return torch.arange(n_cached, n_cached + n_new, device=device)  # (T,)
+        return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -n_new:]  # (B, T)
+
+    def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
+        x = self.tokens(tokens)  # (B, T, D)
+        if self.config.positions == "learned":
+            x = x + self.positions(positions)
+        elif self.config.positions == "sinusoidal":
+            # Scaled as in Vaswani et al. 2017, section 3.4: sinusoids have amplitude 1, fresh embeddings 0.02.
+            x = x * math.sqrt(self.config.dim) + sinusoidal(positions, self.config.dim).to(x.dtype)
+        if self.config.n_segments:
+            x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
+        if not self.config.pre_norm:
+            x = self.norm(x)
+        embedded: Tensor = self.dropout(x)
+        return embedded
+
+
+def init_weights(model: nn.Module, *, n_layers: int, generator: torch.Generator) -> None:
+    """Set every weight: normal of deviation 0.02, zeros for biases, ones for norms.
+
+    The two projections of a block that are added to the residual stream start 1 / sqrt(2 * n_layers) as large
+    (Radford et al. 2019, section 2.3). Module order fixes the draws, so equal seeds give equal models.
+    """
+    for name, module in model.named_modules():
+        bias = getattr(module, "bias", None)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            residual = name.endswith(("out_proj", "down_proj"))
+            std = INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD
+            values = torch.empty(module.weight.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+            with torch.no_grad():
+                module.weight.copy_(values)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)
