@@ -1,0 +1,215 @@
+"""Training a SentencePiece model on a stream of text, in bounded memory and with nothing lost silently."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import sentencepiece as spm
+
+from nlpstack.errors import ConfigError, DataError
+from nlpstack.tokenizer.base import Kind, TokenizerConfig, utf8
+from nlpstack.tokenizer.layout import N_FIXED, SPACE, SPECIALS
+from nlpstack.tokenizer.proto import exact_model
+from nlpstack.tokenizer.sentencepiece import SentencePieceTokenizer
+
+Report = Callable[[str], None]
+
+THREADS = 8  # part of the result: each thread sums up its share of the sentences
+MAX_BLOCK = 65536  # bytes; the grain of the sample
+MAX_LINE = 4192  # bytes; SentencePiece skips longer lines
+
+# SentencePiece drops NUL, tab, and carriage return at a line's end, skips lines with U+2585, takes U+2581 for a space.
+# Lines are cut at these characters: no piece holds one, and each is encoded as its bytes.
+RESERVED = "\0\t\r\u2581\u2585"
+_RESERVED = re.compile("|".join(RESERVED).encode())
+# It blanks what spells a special token or a byte piece. Cut behind its first character, that is text like any other.
+_SPELLED = re.compile(
+    b"|".join([re.escape(name[:1]) + b"(?=" + re.escape(name[1:]) + b")" for name in map(str.encode, SPECIALS)])
+    + b"|<(?=0x[0-9A-F]{2}>)"
+)
+
+CUTS = {
+    "reserved": f"characters that SentencePiece reserves ({', '.join(f'U+{ord(c):04X}' for c in RESERVED)}) "
+    "get no piece and are encoded as bytes",
+    "spelled": "spellings of special tokens or byte pieces in the text are learned as plain text",
+    "long": f"lines over {MAX_LINE:,} bytes were cut for training, at a space where there is one",
+}
+NO_TEXT = "there is no text to train a tokenizer on; give a corpus that is not empty"
+
+
+class Sample(NamedTuple):
+    """The part of a corpus that is trained on: every `stride`-th block of its text."""
+
+    blocks: list[bytes]
+    size: int  # bytes in the blocks
+    total: int  # bytes in the corpus
+    stride: int
+
+
+def train_tokenizer(
+    texts: Iterable[str], config: TokenizerConfig, *, report: Report | None = None
+) -> SentencePieceTokenizer:
+    """A tokenizer trained on a corpus that comes in parts, in order; `report` takes one line for each thing to know.
+
+    Raises DataError if there is no text, and ConfigError if the text does not support the vocabulary size.
+    """
+    say = report or (lambda line: None)
+    if config.kind == "char":
+        return _train_char(texts, config, say)
+    assert config.vocab_size is not None
+    sample = sample_text(texts, config.max_train_bytes)
+    if sample.stride > 1:
+        say(
+            f"tokenizer: trained on {sample.size:,} of {sample.total:,} bytes ({sample.size / sample.total:.1%}), "
+            f"1 block in {sample.stride}, evenly spread (tokenizer.max_train_bytes={config.max_train_bytes})"
+        )
+    counts: Counter[str] = Counter()
+    sentences = _sentences(sample.blocks, counts)
+    model = _train(sentences, config.kind, config.vocab_size, config.character_coverage)
+    tokenizer = SentencePieceTokenizer(exact_model(model, config.kind))
+    for what, line in CUTS.items():
+        if counts[what]:
+            say(f"tokenizer: {counts[what]:,} {line}")
+    characters = set[str]().union(*(block.decode() for block in sample.blocks)) - set(RESERVED + "\n")
+    pieces = {tokenizer.token_bytes(token) for token in range(N_FIXED, tokenizer.vocab_size)}
+    if rare := sum(character.encode() not in pieces for character in characters):
+        say(
+            f"tokenizer: {rare:,} rare characters have no piece and are encoded as bytes "
+            f"(tokenizer.character_coverage={config.character_coverage})"
+        )
+    return tokenizer
+
+
+def _train_char(texts: Iterable[str], config: TokenizerConfig, say: Report) -> SentencePieceTokenizer:
+    """One piece a character, by code point (the space as U+2581): all of the corpus, or the most frequent ones."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        utf8(text)
+        counts.update(text)
+    if not counts:
+        raise DataError(NO_TEXT)
+    reserved = sum(counts.pop(character, 0) for character in RESERVED)
+    del counts["\n"]
+    counts[" "] += 1  # SentencePiece writes it as U+2581, which it must know
+    size = config.vocab_size
+    if size is not None and size <= N_FIXED:
+        raise _too_small(size, N_FIXED + 1)
+    if size is not None and size > N_FIXED + len(counts):
+        raise _too_large(size, N_FIXED + len(counts))
+    n_kept = len(counts) if size is None else size - N_FIXED
+    others = sorted(counts.keys() - {" "}, key=lambda character: (-counts[character], character))
+    kept = sorted([" ", *others[: n_kept - 1]])
+    if reserved:
+        say(f"tokenizer: {reserved:,} {CUTS['reserved']}")
+    if rare := others[n_kept - 1 :]:
+        say(
+            f"tokenizer: the {len(rare):,} rarest characters, {sum(counts[character] for character in rare):,} in all, "
+            f"are encoded as bytes (tokenizer.vocab_size={size})"
+        )
+    lines = ["".join(kept[at : at + 1000]).encode() for at in range(0, len(kept), 1000)]  # 1,000 are under MAX_LINE
+    return SentencePieceTokenizer(exact_model(_train(lines, "char", N_FIXED + n_kept, 1.0), "char"))
+
+
+def sample_text(texts: Iterable[str], limit: int) -> Sample:
+    """At most `limit` bytes of the text, in blocks that are spread evenly over all of it."""
+    block_size = max(64, min(MAX_BLOCK, limit // 64))
+    blocks: list[bytes] = []
+    size = total = n_seen = 0
+    stride = 1
+    for text in texts:
+        for block in _cut(utf8(text), block_size):
+            total += len(block)
+            if n_seen % stride == 0:
+                blocks.append(block)
+                size += len(block)
+            n_seen += 1
+            if size > limit:
+                blocks = blocks[::2]
+                stride *= 2
+                size = sum(map(len, blocks))
+    return Sample(blocks, size, total, stride)
+
+
+def _cut(data: bytes, limit: int) -> Iterator[bytes]:
+    """Parts of at most `limit` bytes, cut after a line end, else before a space, else between characters."""
+    start = 0
+    while len(data) - start > limit:
+        stop = start + limit
+        cut = data.rfind(b"\n", start, stop) + 1 or data.rfind(b" ", start + 1, stop + 1)
+        if cut <= 0:
+            cut = stop
+            while data[cut] & 0xC0 == 0x80:  # inside a character
+                cut -= 1
+        yield data[start:cut]
+        start = cut
+    if start < len(data):
+        yield data[start:]
+
+
+def _sentences(blocks: list[bytes], counts: Counter[str]) -> Iterator[bytes]:
+    """The lines of the text in parts that SentencePiece takes as they are; adds what had to be cut to `counts`."""
+    for block in blocks:
+        plain, n_reserved = _RESERVED.subn(b"\n", block)
+        plain, n_spelled = _SPELLED.subn(b"\\g<0>\n", plain)
+        counts.update(reserved=n_reserved, spelled=n_spelled)
+        for line in plain.split(b"\n"):
+            counts["long"] += len(line) > MAX_LINE
+            yield from _cut(line, MAX_LINE)
+
+
+def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: float) -> bytes:
+    """The serialized model, as SentencePiece makes it; it draws nothing at random, as no sentences are sampled."""
+    model = io.BytesIO()
+    pad, unk, bos, eos, *others = SPECIALS
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=max(vocab_size, N_FIXED + 1),
+            character_coverage=coverage,
+            required_chars=SPACE,
+            max_sentence_length=MAX_LINE,
+            num_threads=THREADS,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            byte_fallback=True,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=pad,
+            unk_piece=unk,
+            bos_piece=bos,
+            eos_piece=eos,
+            control_symbols=others,
+            user_defined_symbols=["\n"],
+            minloglevel=3,
+        )
+    except RuntimeError as error:
+        if found := re.search(r"Please set it to a value <= (\d+)", str(error)):
+            raise _too_large(vocab_size, int(found[1])) from error
+        if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            raise _too_small(vocab_size, int(found[1])) from error
+        if "!sentences_.empty()" in str(error):
+            raise DataError(NO_TEXT) from error
+        raise
+    if vocab_size <= N_FIXED:
+        raise _too_small(vocab_size, N_FIXED + 1)
+    return model.getvalue()
+
+
+def _too_large(size: int, most: int) -> ConfigError:
+    return ConfigError(
+        f"tokenizer.vocab_size={size} is more than this text supports; at most {most} (or train on more text)"
+    )
+
+
+def _too_small(size: int, least: int) -> ConfigError:
+    return ConfigError(
+        f"tokenizer.vocab_size={size} is too small for this text; at least {least}: {N_FIXED} special tokens "
+        "and bytes, and the characters"
+    )
