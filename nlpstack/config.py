@@ -1,0 +1,198 @@
+"""Recipes: TOML to typed sections, with one `extends`, flags and overrides, and where each value came from."""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from nlpstack.errors import ConfigError
+
+Values = dict[str, dict[str, Any]]  # section -> key -> value
+# Tables of a run's config.toml that say how it came about; a recipe may hold them, and they change nothing.
+RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The sections of a run, each built and checked, and the origin of every value that was set."""
+
+    sections: dict[str, Any]  # section name -> its config object
+    origin: dict[str, str]  # "section.key" -> the file or flag that set it
+
+    def values(self) -> Values:
+        """Every value of every section, defaults included; None is left out, since TOML has no word for it."""
+        return {
+            name: {key: value for key, value in asdict(section).items() if value is not None}
+            for name, section in self.sections.items()
+        }
+
+
+def resolve(
+    recipe: Path, schema: Mapping[str, type], flags: Mapping[str, Any], overrides: Iterable[str] = ()
+) -> Resolved:
+    """Build the sections of `schema` from a recipe, the flags ("section.key" -> value) and the --set texts.
+
+    Precedence: default < extended file < recipe < flag < --set. Raises ConfigError naming value, origin and cure.
+    """
+    layers = [*_read_recipe(recipe, schema)]
+    layers.append(("flag", _split_keys(flags, "flag")))
+    layers.append(
+        ("--set", _split_keys({k: v for text in overrides for k, v in parse_override(text).items()}, "--set"))
+    )
+    values: Values = {name: {} for name in schema}
+    origin: dict[str, str] = {}
+    for source, layer in layers:
+        check_keys(layer, schema, source)
+        for section, entries in layer.items():
+            _drop_rivals(values[section], origin, section, entries, source, schema[section])
+            for key, value in entries.items():
+                values[section][key] = value
+                origin[f"{section}.{key}"] = source
+    sections = {name: build(cls, values[name], name, origin, str(recipe)) for name, cls in schema.items()}
+    return Resolved(sections, origin)
+
+
+def _drop_rivals(
+    values: dict[str, Any], origin: dict[str, str], section: str, entries: dict[str, Any], source: str, cls: type
+) -> None:
+    """Of keys that exclude each other (`one_of` of the section's class), a later layer's replaces an earlier one's."""
+    for group in getattr(cls, "one_of", ()):
+        chosen = [key for key in group if key in entries]
+        if len(chosen) > 1:
+            raise ConfigError(f"{source}: {section}.{chosen[0]} and {section}.{chosen[1]} exclude each other; give one")
+        for key in group:
+            if chosen and key != chosen[0] and key in values:
+                del values[key], origin[f"{section}.{key}"]
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`section.key=value` as {"section.key": value}; a bare word is a string, all else is read as TOML."""
+    key, equals, written = text.partition("=")
+    if not equals or "." not in key or not written.strip():
+        raise ConfigError(f"--set {text}: expected section.key=value, such as train.steps=100")
+    try:
+        found = tomllib.loads(f"value = {written}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        found = {}
+    value = found.get("value")
+    if len(found) != 1 or not isinstance(value, bool | int | float | str | list):
+        value = written.strip()  # no TOML, or more than a value; dates and inline tables mean nothing here
+    return {key.strip(): value}
+
+
+def _split_keys(flat: Mapping[str, Any], source: str) -> Values:
+    nested: Values = {}
+    for path, value in flat.items():
+        section, _, key = path.partition(".")
+        if not key or "." in key:
+            raise ConfigError(f"{source}: '{path}' is not a section.key")
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _read_recipe(path: Path, schema: Mapping[str, type]) -> list[tuple[str, Values]]:
+    """The recipe and, before it, the file it extends, each with its name."""
+    tables = read_toml(path)
+    base = tables.pop("extends", None)
+    layers = []
+    if base is not None:
+        if not isinstance(base, str) or base in ("", ".", "..") or "/" in base or "\\" in base:
+            raise ConfigError(f"{path}: extends={base!r} must name one recipe in the same folder, such as 'gpt.toml'")
+        parent = path.with_name(base)
+        if not parent.is_file():
+            names = [file.name for file in sorted(path.parent.glob("*.toml"))]
+            raise ConfigError(f"{path}: extends={base!r}, which is not there{near(base, names)}")
+        parent_tables = read_toml(parent)
+        if "extends" in parent_tables:
+            raise ConfigError(f"{parent}: is extended by {path} and extends another; one level is allowed")
+        layers.append((_recipe_name(parent), _sections_only(parent_tables, parent, schema)))
+    layers.append((_recipe_name(path), _sections_only(tables, path, schema)))
+    return layers
+
+
+def _recipe_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def _sections_only(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> Values:
+    sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
+    for name, entries in sections.items():
+        if not isinstance(entries, dict):
+            raise ConfigError(f"{path}: '{name}' stands outside any section; sections are {sorted(schema)}")
+    return sections
+
+
+def check_keys(values: Values, schema: Mapping[str, type], source: str) -> None:
+    """Raise ConfigError at the first section or key that does not exist, with the nearest one that does."""
+    for section, entries in values.items():
+        if section not in schema:
+            raise ConfigError(f"{source}: unknown section '{section}'{near(section, schema)}")
+        known = [field.name for field in fields(schema[section])]
+        for key in entries:
+            if key not in known:
+                raise ConfigError(f"{source}: unknown key '{section}.{key}'{near(key, known, section + '.')}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError names the file and what is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def to_toml(tables: Mapping[str, Any]) -> str:
+    """Tables as TOML text."""
+    return tomli_w.dumps(tables)
+
+
+def near(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` where a known word is close, else the list of them."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    return f"; there are: {', '.join(known)}" if known else ""
+
+
+def build(cls: type, values: Mapping[str, Any], section: str, origin: Mapping[str, str], recipe: str) -> Any:
+    """One section's config object; ConfigError names the value, its origin and what would be right."""
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}={value} must be finite")
+    try:
+        # As JSON: pydantic's lax mode would turn "3" and true into numbers, its strict mode refuses plain dicts.
+        # JSON lacks TOML's dates; as text they get pydantic's message of what would be right.
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        first = found[0]
+        if not first["loc"]:
+            sources = sorted({origin[f"{section}.{key}"] for key in values if f"{section}.{key}" in origin})
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"{', '.join(sources) or recipe}: [{section}] {reason}") from error
+        key = str(first["loc"][0])
+        source = origin.get(f"{section}.{key}", recipe)
+        got = f"={values[key]!r}" if key in values else ""
+        reasons = [entry["msg"] for entry in found if entry["loc"][:1] == (key,)]  # several where types are joined by |
+        reason = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
+        raise ConfigError(f"{source}: {section}.{key}{got}: {reason}{_near_choice(values.get(key), reason)}") from error
+
+
+def _near_choice(value: Any, reason: str) -> str:
+    """The choice that a misspelt one is close to, of those that pydantic's message quotes."""
+    choices = re.findall("'([^']*)'", reason)
+    close = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    return f"; did you mean '{close[0]}'?" if close else ""

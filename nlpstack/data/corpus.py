@@ -1,0 +1,162 @@
+"""A corpus and its splits: surveyed once (size, hash, duplicates), then streamed as often as it is needed."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nlpstack.data.readers import DataConfig, Piece, find_splits, read_documents
+from nlpstack.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one pass over a stream of documents found."""
+
+    n_documents: int
+    n_chars: int
+    n_bytes: int
+    is_blank: bool  # nothing but white space
+    sha256: str  # of the texts and of where documents end, however they are packed into files
+    digests: np.ndarray = field(repr=False)  # uint64, one a document
+
+
+def survey(pieces: Iterator[Piece]) -> Survey:
+    """Count and hash a stream of documents."""
+    whole, document = hashlib.sha256(), hashlib.blake2b(digest_size=8)
+    n_chars = n_bytes = 0
+    is_blank = True
+    digests: list[int] = []
+    for text, last in pieces:
+        data = text.encode("utf-8")
+        n_chars += len(text)
+        n_bytes += len(data)
+        is_blank = is_blank and not text.strip()
+        whole.update(data)
+        document.update(data)
+        if last:
+            whole.update(b"\xff")  # a byte that UTF-8 never holds
+            digests.append(int.from_bytes(document.digest(), "little"))
+            document = hashlib.blake2b(digest_size=8)
+    return Survey(
+        n_documents=len(digests),
+        n_chars=n_chars,
+        n_bytes=n_bytes,
+        is_blank=is_blank,
+        sha256=whole.hexdigest(),
+        digests=np.array(digests, dtype=np.uint64),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a corpus: files, or a stretch of them."""
+
+    name: str
+    files: tuple[Path, ...]
+    documents: str
+    unit: str = "document"  # what start and stop count: documents, or characters of a single document
+    start: int = 0
+    stop: int | None = None  # None: to the end
+    survey: Survey  # of the files; the same for two splits cut from them
+
+    @property
+    def key(self) -> str:
+        """A hash of the split's text."""
+        parts = [self.survey.sha256, self.unit, str(self.start), str(self.stop)]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    @property
+    def digests(self) -> np.ndarray:
+        """One hash a document of this split; none if it is a stretch of one document."""
+        return self.survey.digests[self.start : self.stop] if self.unit == "document" else self.survey.digests[:0]
+
+    def pieces(self, note: Callable[[str], None] = lambda _: None) -> Iterator[Piece]:
+        """The split's text, streamed."""
+        pieces = read_documents(self.files, self.documents, note)
+        cut = _by_document if self.unit == "document" else _by_char
+        yield from cut(pieces, self.start, self.stop)
+
+
+def _by_document(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+    index = 0
+    for piece in pieces:
+        if stop is not None and index >= stop:
+            return
+        if index >= start:
+            yield piece
+        index += piece.last
+
+
+def _by_char(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
+    at = 0
+    for text, last in pieces:
+        end = at + len(text)
+        first, after = max(start, at), end if stop is None else min(stop, end)
+        if first < after:
+            yield Piece(text[first - at : after - at], last=last or after == stop)
+        at = end
+        if stop is not None and at >= stop:
+            return
+
+
+def load_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
+    """The splits of a corpus: train and val, and test where there is one. Says what was cut and what is double.
+
+    Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
+    """
+    splits = {
+        name: Split(name=name, files=tuple(files), documents=config.documents, survey=_survey(files, config, note))
+        for name, files in find_splits(config.paths).items()
+    }
+    if "all" in splits:
+        splits["train"] = splits.pop("all")
+    if "val" not in splits:
+        splits |= cut_val(splits["train"], config.val_share, note)
+    _note_duplicates(splits, note)
+    return splits
+
+
+def whole_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
+    """The splits as they stand, nothing cut; files that are no split's are the split "all"."""
+    return {
+        name: Split(name=name, files=tuple(files), documents=config.documents, survey=_survey(files, config, note))
+        for name, files in find_splits(config.paths).items()
+    }
+
+
+def _survey(files: list[Path], config: DataConfig, note: Callable[[str], None]) -> Survey:
+    found = survey(read_documents(files, config.documents, note))
+    if found.is_blank:
+        names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
+        raise DataError(f"{names}: holds no text, at most white space; give files with text in them")
+    return found
+
+
+def cut_val(train: Split, share: float, note: Callable[[str], None]) -> dict[str, Split]:
+    """Train and val cut from one split: the last documents, or the end of the only one."""
+    found = train.survey
+    unit = "document" if found.n_documents > 1 else "char"
+    total = found.n_documents if unit == "document" else found.n_chars
+    cut = min(max(int(total * (1 - share) + 1e-9), 1), total - 1)
+    if total < 2:
+        raise DataError(f"{train.files[0]}: too short to cut a validation part from")
+    what = "documents" if unit == "document" else "characters"
+    note(f"no validation split: the last {total - cut:,} of {total:,} {what} are held out for it")
+    whole = {"files": train.files, "documents": train.documents, "unit": unit, "survey": found}
+    return {
+        "train": Split(name="train", stop=cut, **whole),  # type: ignore[arg-type]
+        "val": Split(name="val", start=cut, **whole),  # type: ignore[arg-type]
+    }
+
+
+def _note_duplicates(splits: dict[str, Split], note: Callable[[str], None]) -> None:
+    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        if name in splits and other in splits:
+            double = int(np.isin(splits[name].digests, splits[other].digests).sum())
+            if double:
+                total = len(splits[name].digests)
+                where = "training" if other == "train" else "validation"
+                note(f"{double:,} of {total:,} {name} documents also stand, word for word, in the {where} data")

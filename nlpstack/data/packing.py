@@ -1,0 +1,54 @@
+"""Shards to blocks of equal length: the whole text is used, and nothing is padded."""
+
+import numpy as np
+import torch
+
+from nlpstack.data.batch import IGNORE_INDEX, Batch
+from nlpstack.data.loader import Example
+from nlpstack.data.shards import TokenShards
+from nlpstack.errors import DataError
+
+
+class PackedBlocks:
+    """Blocks of `block_len` inputs and the token after each; an epoch's cuts depend on (seed, epoch) alone."""
+
+    def __init__(self, shards: TokenShards, block_len: int, seed: int) -> None:
+        n_targets = len(shards) - 1
+        if n_targets < block_len:
+            raise DataError(
+                f"model.max_seq_len={block_len}: a block is longer than the data, which has {len(shards):,} tokens; "
+                f"set it to at most {max(n_targets, 1)} or give more text"
+            )
+        self.shards, self.block_len, self.seed = shards, block_len, seed
+        # One block is given up, so that every epoch can cut at other places and still has the same number of blocks.
+        self.n_blocks = max(1, n_targets // block_len - 1)
+        self._slack = min(n_targets - self.n_blocks * block_len, block_len - 1)
+        self._shift = (-1, 0)  # the epoch last asked for, and where its first block starts
+
+    def __len__(self) -> int:
+        return self.n_blocks
+
+    def block(self, epoch: int, index: int) -> np.ndarray:
+        """Block `index` of an epoch: block_len + 1 tokens, int64."""
+        shift = self._shift  # read once: another thread may ask for another epoch meanwhile
+        if shift[0] != epoch:
+            shift = epoch, int(np.random.default_rng((self.seed, epoch, 0)).integers(0, self._slack + 1))
+            self._shift = shift
+        start = shift[1] + index * self.block_len
+        return self.shards.read(start, start + self.block_len + 1)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        """Blocks as one batch: inputs, and each one's next token as its label.
+
+        BOS is no label: after the end of a document it is no news.
+        """
+        rows = np.stack([self.block(epoch, index) for epoch, index in examples])  # (B, T + 1)
+        labels = rows[:, 1:].copy()
+        spec = self.shards.spec
+        if spec.bos_id is not None and spec.bos_id != spec.eos_id:
+            labels[labels == spec.bos_id] = IGNORE_INDEX
+        return Batch(
+            tokens=torch.from_numpy(rows[:, :-1].copy()),
+            labels=torch.from_numpy(labels),
+            n_targets={"lm": int((labels != IGNORE_INDEX).sum())},
+        )

@@ -1,0 +1,306 @@
+"""Corpus files to documents: plain text and JSON lines, packed or not, folders, globs and bundled samples."""
+
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, cast
+
+from pydantic import ConfigDict, model_validator
+from pydantic.dataclasses import dataclass
+
+from nlpstack.errors import DataError
+from nlpstack.samples import sample
+
+PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
+SUFFIXES = (".txt", ".jsonl")
+PACKED = (".gz", ".zst")
+_ZST_BYTES = 1 << 12  # packed bytes unpacked at a time: text that repeats grows a thousandfold
+_DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)  # what reading a broken packed file raises
+SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class DataConfig:
+    """Which text, and what a document is."""
+
+    paths: list[str] = ()  # type: ignore[assignment]  # files, folders, globs or sample:NAME
+    documents: Literal["files", "paragraphs"] = "files"  # of .txt: a file is one document, or each paragraph is
+    val_share: float = 0.1  # cut from the end where the data has no validation split
+    cache: str = ""  # folder for tokenized data; empty: `.cache` beside the run folder
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"val_share={self.val_share} must be above 0 and below 1")
+        return self
+
+
+class Piece(NamedTuple):
+    """A stretch of one document's text."""
+
+    text: str
+    last: bool  # the document ends with this piece
+
+
+def find_splits(paths: Sequence[str]) -> dict[str, list[Path]]:
+    """Files by split: {"train", and "val", "test" where there are any}, or {"all": ...} if no file is a split's.
+
+    A folder with a `train.*` file is a data folder; any other folder stands for all corpus files below it.
+    """
+    if not paths:
+        raise DataError("no data given; name it with --data FILE|DIR|GLOB|sample:NAME")
+    splits: dict[str, list[Path]] = {}
+    for text in paths:
+        for split, files in _expand(text).items():
+            splits.setdefault(split, []).extend(files)
+    if "all" in splits and "train" in splits:
+        splits["train"].extend(splits.pop("all"))
+    if "train" not in splits and "all" not in splits:
+        raise DataError(f"{', '.join(paths)}: holds {', '.join(sorted(splits))} but no train split")
+    return splits
+
+
+def _expand(text: str) -> dict[str, list[Path]]:
+    path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
+    if path.is_dir():
+        named: dict[str, list[Path]] = {}
+        for file in sorted(path.iterdir()):
+            split = SPLIT_NAMES.get(file.name.partition(".")[0].lower())
+            if split and file.is_file() and corpus_suffix(file):
+                named.setdefault(split, []).append(file)
+        if "train" in named:
+            return named
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file)]
+        if not files:
+            raise DataError(f"{path}: no corpus files in this folder; accepted: {_accepted()}")
+        return {"all": files}
+    if path.is_file():
+        if not corpus_suffix(path):
+            raise DataError(f"{path}: not a kind of corpus file nlpstack reads; accepted: {_accepted()}")
+        return {"all": [path]}
+    files = [file for name in sorted(glob.glob(text, recursive=True)) if (file := Path(name)).is_file()]
+    if not files:
+        raise DataError(f"{text}: no such file or folder, and no file matches it")
+    for file in files:
+        if not corpus_suffix(file):
+            raise DataError(f"{file}: not a kind of corpus file nlpstack reads; accepted: {_accepted()}")
+    return {"all": files}
+
+
+def _accepted() -> str:
+    return ", ".join(SUFFIXES) + f", each also with {' or '.join(PACKED)}"
+
+
+def corpus_suffix(path: Path) -> str | None:
+    """`.txt` or `.jsonl`, whether packed or not; None for anything else."""
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+@contextmanager
+def open_packed(path: Path) -> Iterator[IO[bytes]]:
+    """The file's unpacked bytes, as a stream; a file that cannot be opened, or is damaged, is a DataError."""
+    suffix, damage = path.suffix.lower(), _DAMAGE
+    zstandard: Any = None
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DataError(
+                f"{path}: reading .zst needs the package zstandard: pip install 'nlpstack[zstd]'"
+            ) from error
+        damage = (*damage, zstandard.ZstdError)
+    try:
+        with gzip.open(path, "rb") if suffix == ".gz" else open(path, "rb") as file:
+            if zstandard is None:
+                yield cast(IO[bytes], file)
+            else:
+                yield io.BufferedReader(_ZstdFrames(cast(IO[bytes], file), zstandard.ZstdDecompressor()))
+    except damage as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+class _ZstdFrames(io.RawIOBase):
+    """The unpacked bytes of a .zst file, frame after frame.
+
+    zstandard's own reader takes a file that breaks off inside a frame for a whole one; here it is an EOFError.
+    """
+
+    def __init__(self, file: IO[bytes], decompressor: Any) -> None:
+        self._file, self._decompressor = file, decompressor
+        self._frame: Any = None  # the one being unpacked
+        self._packed = self._unpacked = b""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; the number of bytes comes back, 0 at the end."""
+        while not self._unpacked:
+            self._packed = self._packed or self._file.read(_ZST_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a compressed frame")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._unpacked, self._packed = self._frame.decompress(self._packed), b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._unpacked))
+        buffer[:size], self._unpacked = self._unpacked[:size], self._unpacked[size:]
+        return size
+
+
+def read_documents(files: Sequence[Path], documents: str, note: Callable[[str], None]) -> Iterator[Piece]:
+    """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends where there are any.
+
+    `note` is told once of each kind of thing that was done to the text. Raises DataError with file, line or byte.
+    """
+    noted: set[str] = set()
+
+    def note_once(text: str) -> None:
+        if text not in noted:
+            noted.add(text)
+            note(text)
+
+    for path in files:
+        if corpus_suffix(path) == ".jsonl":
+            yield from _read_jsonl(path, note_once)
+        elif documents == "paragraphs":
+            yield from _paragraphs(_text_blocks(path, note_once))
+        else:
+            yield from _mark_last(_text_blocks(path, note_once))
+
+
+def _mark_last(texts: Iterator[str]) -> Iterator[Piece]:
+    previous: str | None = None
+    for text in texts:
+        if previous is not None:
+            yield Piece(previous, last=False)
+        previous = text
+    if previous is not None:
+        yield Piece(previous, last=True)
+
+
+def _text_blocks(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+    """Decoded text in pieces that end at a newline, or, in lines beyond PIECE_BYTES, before a space."""
+    offset, rest = 0, b""
+    with open_packed(path) as file:
+        while block := file.read(PIECE_BYTES):
+            buffer = rest + block
+            cut = buffer.rfind(b"\n") + 1
+            if cut == 0 and len(buffer) >= PIECE_BYTES:
+                note(f"{path}: has lines over {PIECE_BYTES} bytes; they are tokenized in parts")
+                cut = _cut_long_line(buffer)
+            if cut:
+                yield from _decode(buffer[:cut], offset, path, note)
+                offset += cut
+            rest = buffer[cut:]
+    if rest:
+        yield from _decode(rest, offset, path, note)
+
+
+def _cut_long_line(buffer: bytes) -> int:
+    space = buffer.rfind(b" ")
+    if space > 0:
+        return space
+    # Not inside a character: before the last one's first byte, which may be among three, or after a whole one of four.
+    starts = (at for at in range(len(buffer) - 1, len(buffer) - 4, -1) if buffer[at] & 0xC0 != 0x80)
+    return next(starts, len(buffer))
+
+
+def _decode(data: bytes, offset: int, path: Path, note: Callable[[str], None]) -> Iterator[str]:
+    if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
+        note(f"{path}: begins with a byte-order mark, which is left out")
+        data, offset = data[3:], 3
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 at byte {offset + error.start} (0x{data[error.start]:02x}); convert the file to UTF-8"
+        ) from error
+    if text:
+        yield text
+
+
+def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
+    """Each run of lines between lines that are empty or white space is a document, without its last line's end."""
+    held: list[str] = []  # lines of the paragraph not handed on yet
+    size = 0
+    for line in _lines(blocks):
+        if line.strip():
+            if size >= PIECE_BYTES:
+                yield Piece("".join(held), last=False)
+                held, size = [], 0
+            held.append(line)
+            size += len(line)
+        elif held:
+            yield Piece("".join(held).rstrip("\r\n"), last=True)
+            held, size = [], 0
+    if held:
+        yield Piece("".join(held).rstrip("\r\n"), last=True)
+
+
+def _lines(blocks: Iterator[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        lines = (rest + block).split("\n")
+        rest = lines.pop()
+        for line in lines:
+            yield line + "\n"
+    if rest:
+        yield rest
+
+
+def _read_jsonl(path: Path, note: Callable[[str], None]) -> Iterator[Piece]:
+    for number, line in enumerate(_jsonl_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise DataError(f"{path}:{number}: expected an object with a string 'text'")
+        text = row["text"]
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{path}:{number}: 'text' holds a lone surrogate at character {error.start}") from error
+        if not text:
+            note(f"{path}: has empty texts, which are left out (the first in line {number})")
+            continue
+        yield from _mark_last(_cut_text(text))
+
+
+def _cut_text(text: str) -> Iterator[str]:
+    """A long text in pieces that end at a newline, or else before a space, where there is one."""
+    start = 0
+    while len(text) - start > PIECE_BYTES:
+        end = start + PIECE_BYTES
+        newline, space = text.rfind("\n", start, end), text.rfind(" ", start + 1, end)
+        cut = newline + 1 if newline >= 0 else space if space > 0 else end
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _jsonl_lines(path: Path) -> Iterator[bytes]:
+    offset = 0
+    with open_packed(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                at = offset + error.start
+                raise DataError(f"{path}:{number}: not UTF-8 at byte {at}; convert the file to UTF-8") from error
+            yield line
+            offset += len(line)

@@ -1,0 +1,224 @@
+"""Tokenized text on disk: memory-mapped .npy shards that say what they hold, cached by content."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlpstack.data.readers import Piece
+from nlpstack.errors import DataError
+from nlpstack.files import fsync_path, read_json_object, sha256_file, write_text
+
+FORMAT = 1
+SHARD_TOKENS = 1 << 24  # tokens held before a shard is written: at most 64 MB
+GROUP_BYTES = 1 << 22  # characters handed to the tokenizer at a time
+INDEX = "index.json"
+_NOTHING_DONE: dict[str, Any] = {"pieces_done": 0, "tokens_done": 0, "bytes_done": 0, "state": [True, 0, False]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSpec:
+    """What tokens stand for; equal specs of equal text give equal shards."""
+
+    split_key: str  # hash of the text
+    tokenizer_hash: str
+    vocab_size: int
+    bos_id: int | None  # before each document
+    eos_id: int | None  # after each document
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned type that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+
+class TokenShards:
+    """The tokens of a split as one long row; documents are stretches of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_json_object(folder / INDEX, DataError)
+        entries = self.index["shards"]
+        self.spec = ShardSpec(**self.index["spec"])
+        self._arrays = [np.load(folder / f"{entry['name']}.npy", mmap_mode="r") for entry in entries]
+        self._starts = np.cumsum([0, *(len(array) for array in self._arrays)])
+        documents = [np.load(folder / f"{entry['name']}.docs.npy") for entry in entries]
+        table = np.concatenate(documents) if documents else np.zeros((0, 2), dtype=np.int64)
+        self.ends, self.words = table[:, 0], table[:, 1]  # (documents,): token after the last one; words in the text
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of the text that was tokenized."""
+        return int(self.index["n_bytes"])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop, int64, across shards."""
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        parts = []
+        while start < stop:
+            end = min(stop, int(self._starts[first + 1]))
+            parts.append(self._arrays[first][start - self._starts[first] : end - self._starts[first]])
+            start, first = end, first + 1
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+
+    def documents(self) -> Iterator[tuple[int, int, int]]:
+        """(first token, token after the last one, words) of each document, BOS and EOS included."""
+        start = 0
+        for end, words in zip(self.ends.tolist(), self.words.tolist(), strict=True):
+            yield start, end, words
+            start = end
+
+
+def load_or_tokenize(
+    pieces: Callable[[], Iterable[Piece]],
+    encode: Callable[[list[str]], list[np.ndarray]],
+    spec: ShardSpec,
+    cache: Path,
+    report: Callable[[str], None],
+) -> TokenShards:
+    """The shards of a split from the cache, or made now; a run killed on the way goes on at its last whole shard."""
+    key = "-".join((spec.split_key[:16], spec.tokenizer_hash[:16], str(FORMAT)))
+    folder = cache / key
+    if (folder / INDEX).exists():
+        if _intact(folder, spec):
+            shards = TokenShards(folder)
+            report(f"tokenized before: {len(shards):,} tokens in {folder}")
+            return shards
+        report(f"{folder}: damaged or of another kind; tokenizing again")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _Writer(folder, spec, report).run(pieces(), encode)
+    return TokenShards(folder)
+
+
+def _intact(folder: Path, spec: ShardSpec) -> bool:
+    try:
+        index = read_json_object(folder / INDEX, DataError)
+        return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry) for entry in index["shards"])
+    except (DataError, KeyError, TypeError):
+        return False
+
+
+def _whole(folder: Path, entry: dict[str, Any]) -> bool:
+    """Whether both files of a shard are as its entry says."""
+    paths = {"sha256": folder / f"{entry['name']}.npy", "docs_sha256": folder / f"{entry['name']}.docs.npy"}
+    return all(path.is_file() and sha256_file(path) == entry[key] for key, path in paths.items())
+
+
+class _Writer:
+    """Turns pieces of text into shards, each with a small JSON file that is written when the shard is whole."""
+
+    def __init__(self, folder: Path, spec: ShardSpec, report: Callable[[str], None]) -> None:
+        self.folder, self.spec, self.report = folder, spec, report
+        self.entries = self._whole_shards()
+        self.tokens: list[np.ndarray] = []
+        self.n_held = 0
+        self.table: list[tuple[int, int]] = []  # (end, words) of the documents that end in the shard being made
+        totals = self.entries[-1] if self.entries else _NOTHING_DONE
+        self.n_pieces: int = totals["pieces_done"]
+        self.n_tokens: int = totals["tokens_done"]
+        self.n_bytes: int = totals["bytes_done"]
+        self.fresh: bool  # the next piece begins a document
+        self.words: int  # words of the document so far
+        self.in_word: bool  # its text so far ends inside a word
+        self.fresh, self.words, self.in_word = totals["state"]
+
+    def _whole_shards(self) -> list[dict[str, Any]]:
+        """Entries of the shards that an earlier, unfinished run left whole."""
+        entries: list[dict[str, Any]] = []
+        while (path := self.folder / f"shard-{len(entries):05d}.json").exists():
+            try:
+                entry = read_json_object(path, DataError)
+                if entry["spec"] != asdict(self.spec) or not _whole(self.folder, entry):
+                    break
+            except (DataError, KeyError):
+                break
+            entries.append(entry)
+        if entries:
+            self.report(f"tokenizing goes on after {entries[-1]['tokens_done']:,} tokens that are done")
+        return entries
+
+    def run(self, pieces: Iterable[Piece], encode: Callable[[list[str]], list[np.ndarray]]) -> None:
+        """Tokenize everything, then write the index that makes the folder whole."""
+        started, bytes_before = time.perf_counter(), self.n_bytes
+        for group in _groups(pieces, skip=self.n_pieces):
+            for piece, ids in zip(group, encode([piece.text for piece in group]), strict=True):
+                self._add(piece, ids)
+            if self.n_held >= SHARD_TOKENS:
+                self._flush()
+        if self.n_held or not self.entries:
+            self._flush()
+        index = {"format": FORMAT, "spec": asdict(self.spec), "n_tokens": self.n_tokens, "n_bytes": self.n_bytes}
+        index["shards"] = [{key: e[key] for key in ("name", "n_tokens", "sha256", "docs_sha256")} for e in self.entries]
+        write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        seconds, done = time.perf_counter() - started, self.n_bytes - bytes_before
+        self.report(
+            f"tokenized {done / 1e6:,.1f} MB into {self.n_tokens:,} tokens, {done / 1e6 / max(seconds, 1e-9):.1f} MB/s"
+        )
+
+    def _add(self, piece: Piece, ids: np.ndarray) -> None:
+        bos = [self.spec.bos_id] if self.fresh and self.spec.bos_id is not None else []
+        eos = [self.spec.eos_id] if piece.last and self.spec.eos_id is not None else []
+        row = np.concatenate((bos, ids, eos)).astype(self.spec.dtype)
+        self.tokens.append(row)
+        self.n_held += len(row)
+        self.n_tokens += len(row)
+        self.n_bytes += len(piece.text.encode("utf-8"))
+        joined = self.in_word and not piece.text[:1].isspace()  # a word that was cut counts once
+        self.words += len(piece.text.split()) - joined
+        self.in_word = not piece.text[-1:].isspace()
+        self.fresh = piece.last
+        self.n_pieces += 1
+        if piece.last:
+            self.table.append((self.n_tokens, self.words))
+            self.words, self.in_word = 0, False
+
+    def _flush(self) -> None:
+        name = f"shard-{len(self.entries):05d}"
+        tokens = np.concatenate(self.tokens) if self.tokens else np.zeros(0, self.spec.dtype)
+        table = np.array(self.table, dtype=np.int64).reshape(-1, 2)
+        for suffix, array in ((".npy", tokens), (".docs.npy", table)):
+            # Renamed when whole: another run may be making, or already reading, the same shards.
+            temporary = self.folder / f".{name}.tmp-{os.getpid()}.npy"
+            np.save(temporary, array, allow_pickle=False)
+            fsync_path(temporary)
+            os.replace(temporary, self.folder / (name + suffix))
+        entry = {
+            "name": name,
+            "spec": asdict(self.spec),
+            "n_tokens": len(tokens),
+            "sha256": sha256_file(self.folder / f"{name}.npy"),
+            "docs_sha256": sha256_file(self.folder / f"{name}.docs.npy"),
+            "pieces_done": self.n_pieces,
+            "tokens_done": self.n_tokens,
+            "bytes_done": self.n_bytes,
+            "state": [self.fresh, self.words, self.in_word],
+        }
+        write_text(self.folder / f"{name}.json", json.dumps(entry) + "\n")
+        self.entries.append(entry)
+        self.tokens, self.table, self.n_held = [], [], 0
+
+
+def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:
+    """Pieces in groups of about GROUP_BYTES characters, so that the tokenizer's threads have work."""
+    group: list[Piece] = []
+    size = 0
+    for number, piece in enumerate(pieces):
+        if number < skip:
+            continue
+        group.append(piece)
+        size += len(piece.text)
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

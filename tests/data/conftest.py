@@ -1,0 +1,35 @@
+"""Token shards of hand-made documents, and an encoder that shows what it was given."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nlpstack.data.readers import Piece
+from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
+
+FIRST = 3  # ids below are special: 1 begins a document, 2 ends it
+
+
+def encode(texts: Sequence[str]) -> list[np.ndarray]:
+    """One token a character."""
+    return [np.array([FIRST + ord(char) % 1000 for char in text], dtype=np.int32) for text in texts]
+
+
+MakeShards = Callable[..., TokenShards]
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """A function of documents (texts) and, optionally, `bos_id` and `eos_id`, that gives their shards."""
+    made = 0
+
+    def make(documents: Sequence[str], *, bos_id: int | None = 1, eos_id: int | None = 2) -> TokenShards:
+        nonlocal made
+        made += 1
+        spec = ShardSpec(split_key="k", tokenizer_hash="t", vocab_size=2000, bos_id=bos_id, eos_id=eos_id)
+        pieces = [Piece(text, last=True) for text in documents]
+        return load_or_tokenize(lambda: pieces, encode, spec, tmp_path / f"cache-{made}", lambda _: None)
+
+    return make
