@@ -1,0 +1,310 @@
+"""A model folder: Hugging Face's layout, written whole or not at all, and checked before it is believed."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nlpstack.errors import ModelError, NlpstackError
+from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
+from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.hub.families import Stored, family_of, layout, read_config, stored_names, write_config
+from nlpstack.model import GPT, TransformerConfig
+from nlpstack.model.meta import on_meta
+from nlpstack.tokenizer import load_tokenizer
+
+T = TypeVar("T")
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+TOKENIZER = "tokenizer.model"
+_SHARD_INDEX = "model.safetensors.index.json"
+_MEND = "copy the folder again, or save the model again"
+_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save: a zip of pickles; before 1.6, and others: a bare pickle
+_READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
+
+
+def save_model(model: GPT, path: str | Path, *, card: str | None = None) -> None:
+    """Write the model's folder, tokenizer included, in place of an older one; equal models give equal bytes.
+
+    `card` is the text of README.md; without one, it says what the model itself shows. Raises ModelError, and leaves
+    what stands at `path` alone, if that is something else than a model folder of ours.
+    """
+    target = Path(path).resolve()
+    _refuse_to_replace(target)
+    _check_tokenizer(model.tokenizer, model.config, target)
+    values = write_config(model.config) | _token_ids(model.tokenizer)
+    dtype = str(model.unembedding.dtype).removeprefix("torch.")
+    values |= {"dtype": dtype, "torch_dtype": dtype}  # its name since transformers 4.56, and before
+    with new_folder(target, free_text=frozenset((CARD,))) as folder:
+        _write_json(folder / CONFIG, values)
+        if ids := {key: token for key, token in _token_ids(model.tokenizer).items() if token is not None}:
+            _write_json(folder / "generation_config.json", ids)
+        save_file(_to_stored(model), folder / WEIGHTS, metadata={"format": "pt"})
+        if model.tokenizer is not None:
+            model.tokenizer.save(folder)
+        text = model_card(shape_facts(model)) if card is None else card
+        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _refuse_to_replace(target: Path) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / MANIFEST).is_file() or not (target / CONFIG).is_file():
+        raise ModelError(
+            f"{target}: stands there and is not a model folder that nlpstack wrote, so it is not replaced; "
+            "choose another place or move it away"
+        )
+
+
+def _token_ids(tokenizer: object) -> dict[str, object]:
+    """What config.json says of the special tokens; null where there is none, since the families' defaults differ."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    path.write_text(
+        json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8", newline="\n"
+    )
+
+
+def _to_stored(model: GPT) -> dict[str, Tensor]:
+    """The tensors as the model's family stores them."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {}
+    for stored in layout(family_of(model.config), list(state)):
+        parts = [state[name] for name in stored.holds]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        tensors[stored.name] = (whole.T if stored.transposed else whole).contiguous()
+    return tensors
+
+
+def load_model(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> GPT:
+    """The model of a run, model or published folder, in evaluation mode, its tokenizer attached if it has one of ours.
+
+    Weights stored in fewer than 32 bits become fp32 unless `dtype` says otherwise. Raises ModelError where anything is
+    missing, altered, unused or not supported.
+    """
+    return _undisturbed(path, lambda folder: _load(folder, torch.device(device), dtype))
+
+
+def weights_hash(path: str | Path) -> str:
+    """SHA-256 of the weights file that load_model would read from, as hexadecimal digits."""
+    return _undisturbed(path, lambda folder: sha256_file(_weights_file(folder)))
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that holds a run's model, or the given folder if it holds one; raises ModelError otherwise."""
+    folder = _standing(Path(path))
+    if not folder.exists():
+        raise ModelError(f"{path}: no such file or folder{_near(folder)}")
+    if folder.is_file():
+        if folder.suffix in _PICKLES or _is_pickle(folder):
+            raise _pickle_error(folder)
+        raise ModelError(f"{path}: a file; give the folder that holds it")
+    if (folder / CONFIG).is_file():
+        return folder
+    inner = _standing(folder / "model")
+    if (inner / CONFIG).is_file():
+        return inner
+    if (folder / "config.toml").is_file():
+        raise ModelError(
+            f"{path}: a run that has no finished model yet; resume it: the command that started it, with --resume"
+        )
+    _refuse_pickles(folder)
+    raise ModelError(f"{path}: holds no model: neither {CONFIG} and {WEIGHTS}, nor a run's model/ folder")
+
+
+def _standing(folder: Path) -> Path:
+    return standing(folder) if folder.name else folder  # '.' and '/' have no name, and are never exchanged
+
+
+def _near(path: Path) -> str:
+    """The end of a message about a path that is not there."""
+    if not path.parent.is_dir():
+        return f"; nor is there a folder {path.parent}"
+    close = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], n=1)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
+
+
+def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of the model folder, all of it from one folder, though a writer may exchange it meanwhile."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = _identity(path)
+        try:
+            result = read(model_folder(path))
+        except (NlpstackError, OSError) as error:
+            if attempt < _ATTEMPTS and _identity(path) != before:
+                continue
+            if isinstance(error, OSError):
+                raise ModelError(f"{path}: cannot be read ({error})") from error
+            raise
+        if _identity(path) == before:
+            return result
+    raise ModelError(f"{path}: is exchanged faster than it can be read; try again")
+
+
+def _identity(path: str | Path) -> list[tuple[int, int, int] | None]:
+    """What stands at a model's or run's folder and beside it; changes whenever one is exchanged."""
+    found: list[tuple[int, int, int] | None] = []
+    for place in (Path(path), Path(path) / "model"):
+        for folder in (place, Path(f"{place}{ASIDE_SUFFIX}")):
+            try:
+                status = os.stat(folder)
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino, status.st_ctime_ns))
+    return found
+
+
+def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> GPT:
+    verify_manifest(folder, ModelError, _MEND)
+    source = folder / CONFIG
+    values = read_json_object(source, ModelError)
+    config = read_config(values, source)
+    if not config.causal or config.n_segments:
+        raise ModelError(f"{source}: not a GPT (causal={config.causal}, n_segments={config.n_segments})")
+    file = _weights_file(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
+    _check_tokenizer(tokenizer, config, folder)
+    try:
+        model, state = _read_weights(file, config, device, dtype)
+    except SafetensorError as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error}); {_MEND}") from error
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+def _check_tokenizer(tokenizer: object, config: TransformerConfig, source: Path) -> None:
+    size = getattr(tokenizer, "vocab_size", 0)
+    if size > config.vocab_size:
+        raise ModelError(
+            f"{source}: the tokenizer has {size:,} ids and the model {config.vocab_size:,}, so they do not belong "
+            "together; use the tokenizer the model was trained with"
+        )
+
+
+def _weights_file(folder: Path) -> Path:
+    """The folder's weights; raises ModelError if they are missing, in several files, or a pickle."""
+    file = folder / WEIGHTS
+    if file.is_file():
+        if _is_pickle(file):
+            raise _pickle_error(file)
+        return file
+    if (folder / _SHARD_INDEX).is_file():
+        raise ModelError(f"{folder}: weights in several files ({_SHARD_INDEX}) are not supported; save them in one")
+    _refuse_pickles(folder)
+    raise ModelError(f"{file}: missing; {_MEND}")
+
+
+def _is_pickle(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(4).startswith(_PICKLE_STARTS)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if pickles := sorted(entry for entry in folder.iterdir() if entry.suffix in _PICKLES):
+        raise _pickle_error(pickles[0])
+
+
+def _pickle_error(file: Path) -> ModelError:
+    return ModelError(
+        f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; get the model as "
+        f"{WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
+    )
+
+
+def _read_weights(
+    file: Path, config: TransformerConfig, device: torch.device, dtype: torch.dtype | None
+) -> tuple[GPT, dict[str, Tensor]]:
+    """The model on the meta device, and its tensors, each in memory of its own.
+
+    Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file afterwards
+    changes nothing.
+    """
+    family = family_of(config)
+    with safe_open(file, framework="pt") as opened:
+        present = stored_names(family, list(opened.keys()))
+        sizes = {name: list(opened.get_slice(there).get_shape()) for name, there in present.items()}
+        kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
+    for name, kind in kinds.items():
+        if kind not in _READABLE:
+            raise ModelError(
+                f"{file}: {name} is stored as {kind}, which is not supported; there are {', '.join(_READABLE)}"
+            )
+    model = _on_meta(config, len(present), file)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    plan = layout(family, list(shapes))
+    if config.tied and "lm_head.weight" in present:
+        _check_tied(file, present, plan)
+        del sizes["lm_head.weight"]
+    _check_structure(file, plan, shapes, sizes)
+    for kind in kinds.values() if dtype is None else ():
+        dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
+    state = {}
+    for stored in plan:
+        with safe_open(file, framework="pt") as opened:
+            tensor = opened.get_tensor(present[stored.name])
+        rows = (tensor.T if stored.transposed else tensor).split([shapes[name][0] for name in stored.holds])
+        for name, part in zip(stored.holds, rows, strict=True):
+            state[name] = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
+    return model, state
+
+
+def _on_meta(config: TransformerConfig, n_present: int, file: Path) -> GPT:
+    """The model without memory for its weights."""
+    if config.n_layers > n_present:  # before a config that lies makes billions of layers
+        raise ModelError(
+            f"{file}: {n_present} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
+        )
+    try:
+        with on_meta():
+            return GPT(config)
+    except RuntimeError as error:
+        raise ModelError(f"{file.parent / CONFIG}: sizes that no tensor can have; {_MEND}") from error
+
+
+def _check_tied(file: Path, present: dict[str, str], plan: list[Stored]) -> None:
+    """A tied model's file may hold the one matrix twice, but not two matrices."""
+    embedding = next(stored.name for stored in plan if stored.holds == ("transformer.tokens.weight",))
+    with safe_open(file, framework="pt") as opened:
+        same = torch.equal(opened.get_tensor(present["lm_head.weight"]), opened.get_tensor(present[embedding]))
+    if not same:
+        raise ModelError(f"{file}: lm_head.weight is not {embedding}, though {CONFIG} ties them (tie_word_embeddings)")
+
+
+def _check_structure(
+    file: Path, plan: list[Stored], shapes: Mapping[str, torch.Size], sizes: Mapping[str, list[int]]
+) -> None:
+    """Raise ModelError unless the file holds exactly the planned tensors, in the shapes that config.json asks for."""
+    wanted = {}
+    for stored in plan:
+        rows = sum(shapes[name][0] for name in stored.holds)
+        size = [rows, *shapes[stored.holds[0]][1:]]
+        wanted[stored.name] = size[::-1] if stored.transposed else size
+    faults = {
+        "lacks": [name for name in wanted if name not in sizes],
+        "holds what the model has no place for:": [name for name in sizes if name not in wanted],
+        "does not fit config.json:": [
+            f"{name} {sizes[name]} instead of {size}" for name, size in wanted.items() if sizes.get(name, size) != size
+        ],
+    }
+    if found := [f"{fault} {_some(names)}" for fault, names in faults.items() if names]:
+        raise ModelError(f"{file}: {'; '.join(found)}; {_MEND}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

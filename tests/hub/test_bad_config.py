@@ -1,0 +1,86 @@
+"""What a config.json asks that the core cannot do is one line that names the key, never ignored."""
+
+from pathlib import Path
+
+import pytest
+
+from nlpstack.errors import ModelError
+from nlpstack.hub.families import read_config, write_config
+from nlpstack.model import TransformerConfig
+
+SOURCE = Path("m/config.json")
+SMALL = TransformerConfig(vocab_size=64, max_seq_len=16, dim=32, n_layers=1, n_heads=4, activation="gelu_tanh")
+CONFIGS = {
+    "gpt2": write_config(SMALL),
+    "llama": {
+        **dict(model_type="llama", vocab_size=64, max_position_embeddings=16, hidden_size=32, intermediate_size=48),
+        **dict(num_hidden_layers=1, num_attention_heads=4),
+    },
+    "nlpstack": write_config(TransformerConfig(vocab_size=64, max_seq_len=16, positions="sinusoidal")),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False is not supported"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn=True is not supported"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, r"pruned_heads={'0': \[1\]} is not supported"),
+        ("gpt2", {"activation_function": "silu"}, "activation_function='silu' is not supported; there are gelu_new, "),
+        ("gpt2", {"activation_function": []}, r"activation_function=\[\] is not supported"),
+        ("gpt2", {"attn_pdrop": 0.5}, "attn_pdrop=0.5 is not supported; with the other values it has to be 0.0"),
+        ("gpt2", {"resid_pdrop": None}, "embd_pdrop=0.0 is not supported; with the other values it has to be 0.1"),
+        ("gpt2", {"n_embd": None}, "n_embd missing"),
+        ("gpt2", {"n_embd": 30}, "dim=30 must be a multiple of n_heads=4"),
+        ("gpt2", {"n_embd": "32"}, "n_embd='32': Input should be a valid integer"),
+        ("gpt2", {"n_layer": True}, "n_layer=True: Input should be a valid integer"),
+        ("gpt2", {"n_inner": 0}, "n_inner=0 is not supported"),
+        ("gpt2", {"vocab_size": 0}, "vocab_size=0 must be at least 1"),
+        ("gpt2", {"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon=nan is not a finite number"),
+        ("gpt2", {"quantization_config": {"bits": 4}}, "does not know quantization_config={'bits': 4}"),
+        ("gpt2", {"nlpstack": {"norm_eps": 1.0}}, "under 'nlpstack' contradicts"),
+        ("gpt2", {"nlpstack": {"pre_norm": False}}, "under 'nlpstack' contradicts"),
+        ("gpt2", {"nlpstack": {"dropuot": 0.1}}, "unknown key 'dropuot'; did you mean 'dropout'?"),
+        ("gpt2", {"nlpstack": 3}, "nlpstack=3 is not an object"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; there are silu"),
+        ("llama", {"attention_bias": True}, "attention_bias=True is not supported"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ("llama", {"attention_dropout": 0.1}, "attention_dropout=0.1 is not supported"),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
+        ("llama", {"head_dim": 16}, "head_dim=16 is not supported; with the other values it has to be 8"),
+        ("llama", {"sliding_window": 4096}, "does not know sliding_window=4096"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type='linear' is not supported"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type='llama3' is not supported"),
+        ("llama", {"rope_parameters": {"factor": 8.0}}, "rope_parameters.factor=8.0 is not supported"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 is not supported"),
+        ("llama", {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 6.0}, "rope_theta=5.0, but rope_theta=6.0"),
+        ("llama", {"rope_scaling": 2.0}, "rope_scaling=2.0 is not an object"),
+        ("llama", {"num_key_value_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
+        ("llama", {"rope_theta": "big"}, "rope_theta='big': Input should be a valid number"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved=True is not supported"),
+        ("nlpstack", {"dimm": 8}, "unknown key 'dimm'; did you mean 'dim'?"),
+        ("nlpstack", {"positions": "alibi"}, "positions='alibi': Input should be 'learned', 'sinusoidal' or 'rotary'"),
+        ("nlpstack", {"model_type": "mamba"}, "model_type 'mamba' is not supported; there are gpt2, llama, nlpstack"),
+        ("nlpstack", {"model_type": None}, "model_type None is not supported; there are gpt2, llama, nlpstack"),
+        ("nlpstack", {"model_type": []}, r"model_type \[\] is not supported"),
+    ],
+)
+def test_what_the_core_cannot_do_is_refused_by_name(family: str, change: dict[str, object], message: str) -> None:
+    read_config(CONFIGS[family], SOURCE)
+    with pytest.raises(ModelError, match=message) as caught:
+        read_config(CONFIGS[family] | change, SOURCE)
+    assert str(caught.value).startswith("m/config.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["transformers_version", "use_cache", "task_specific_params", "summary_type", "top_k"])
+def test_what_changes_nothing_is_let_pass(key: str) -> None:
+    for values in CONFIGS.values():
+        assert read_config(values | {key: "x"}, SOURCE) == read_config(values, SOURCE)
+
+
+def test_a_null_asks_for_nothing_in_a_published_config() -> None:
+    values = CONFIGS["llama"] | {"sliding_window": None, "rope_scaling": None, "num_key_value_heads": None}
+    assert read_config(values, SOURCE) == read_config(CONFIGS["llama"], SOURCE)
