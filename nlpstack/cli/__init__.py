@@ -1,0 +1,98 @@
+"""The command line: each command parses, calls the function of the same name, and prints what came back."""
+
+import errno
+import signal
+import sys
+import tempfile
+import traceback
+
+import click
+
+from nlpstack import __version__
+from nlpstack.cli.eval import eval_command
+from nlpstack.cli.generate import generate_command
+from nlpstack.cli.pretrain import pretrain_command
+from nlpstack.cli.recipes import recipes_command
+from nlpstack.cli.tokenizer import tokenizer_group
+from nlpstack.errors import NlpstackError
+
+USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
+# What the machine refuses for want of rights, space or a sensible path is the user's to mend.
+REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="nlpstack")
+def main() -> None:
+    """Raw text to a trained, adapted and trusted language model.
+
+    \b
+    Example:
+      nlpstack pretrain --arch gpt
+      nlpstack generate --model runs/gpt --prompt "To be, or"
+    """
+
+
+for command in (pretrain_command, generate_command, eval_command, tokenizer_group, recipes_command):
+    main.add_command(command)
+
+
+def run() -> None:
+    """The `nlpstack` command: exit codes as promised, one line an error, a traceback only under --debug."""
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    try:
+        result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 on; its message is the whole help
+            error.show()
+            return USAGE
+        context = getattr(error, "ctx", None)
+        hint = f" (see: {context.command_path} --help)" if context is not None else ""
+        return _complain(f"{' '.join(error.format_message().split())}{hint}", USAGE)
+    except NlpstackError as error:
+        if debug:
+            traceback.print_exc()
+        return _complain(str(error), USAGE)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing may be written any more, not even at exit.
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in REFUSALS:
+            return _complain(f"{error.filename or 'a file'}: {error.strerror}; make room or give another place", USAGE)
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="nlpstack-fault-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            traceback.print_exc(file=file)
+        return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); traceback in {file.name}", FAULT)
+    except BaseException as error:
+        signum = getattr(error, "signum", None)  # train.runtime.Stopped, not imported: it would load torch
+        if signum is None:
+            raise
+        saved = getattr(error, "saved", "")
+        name = signal.Signals(signum).name
+        if not saved:
+            return _complain(f"stopped by {name} before the first step", 128 + signum)
+        return _complain(f"stopped by {name}, saved; go on with: {_resume_command(arguments)}", 128 + signum)
+
+
+def _complain(text: str, code: int) -> int:
+    click.echo(f"nlpstack: {' '.join(text.splitlines())}", err=True)
+    return int(code)
+
+
+def _resume_command(arguments: list[str]) -> str:
+    from shlex import join
+
+    return join(["nlpstack", *(word for word in arguments if word not in ("--overwrite", "--resume")), "--resume"])

@@ -1,0 +1,109 @@
+"""`nlpstack tokenizer train|encode|decode|inspect`."""
+
+import sys
+from typing import Any
+
+import click
+
+from nlpstack.cli.options import echo_json, make_reporter, output_options
+
+
+@click.group("tokenizer")
+def tokenizer_group() -> None:
+    """Train and use tokenizers.
+
+    \b
+    Example:
+      nlpstack tokenizer train --data my.txt --vocab-size 8000 --out tokenizers/mine
+    """
+
+
+@tokenizer_group.command("train")
+@click.option("--data", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME.")
+@click.option("--vocab-size", type=int, help="Pieces in all [default: 8192; char: every character].")
+@click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram", show_default=True)
+@click.option("--out", required=True, metavar="DIR", help="A new folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the tokenizer that stands in --out.")
+@output_options
+def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
+    """Train a SentencePiece tokenizer with byte fallback on text.
+
+    \b
+    Example:
+      nlpstack tokenizer train --data sample:shakespeare --vocab-size 2000 --kind bpe --out tokenizers/bard
+    """
+    from nlpstack.prepare import train_tokenizer_on
+
+    values = {"kind": given["kind"], "vocab_size": given["vocab_size"]}
+    reporter = make_reporter(quiet=given["quiet"])
+    tokenizer = train_tokenizer_on(data, values, out, overwrite=given["overwrite"], note=reporter.say)
+    if given["as_json"]:
+        echo_json({"out": out, "vocab_size": tokenizer.vocab_size, "kind": given["kind"], "hash": tokenizer.hash})
+    else:
+        click.echo(f"{out}: {given['kind']}, {tokenizer.vocab_size:,} pieces, hash {tokenizer.hash[:12]}")
+
+
+@tokenizer_group.command("encode")
+@click.option("--tokenizer", required=True, metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@output_options
+def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """The ids of all of stdin as one text.
+
+    \b
+    Example:
+      printf 'To be' | nlpstack tokenizer encode --tokenizer runs/gpt
+    """
+    from nlpstack.prepare import decode_utf8, open_tokenizer
+
+    ids = open_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input"))
+    if as_json:
+        echo_json({"ids": ids})
+    else:
+        click.echo(" ".join(map(str, ids)))
+
+
+@tokenizer_group.command("decode")
+@click.option("--tokenizer", required=True, metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@output_options
+def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
+    """The text of the ids on stdin, separated by white space (or a JSON list, or an object with "ids").
+
+    \b
+    Example:
+      echo 263 264 | nlpstack tokenizer decode --tokenizer runs/gpt
+    """
+    from nlpstack.prepare import decode_utf8, open_tokenizer, parse_ids
+
+    found = open_tokenizer(tokenizer)
+    text = found.decode(parse_ids(decode_utf8(sys.stdin.buffer.read(), "standard input"), found.vocab_size))
+    if as_json:
+        echo_json({"text": text})
+    else:
+        click.echo(text.encode("utf-8"), nl=False)  # as bytes: whatever the terminal speaks, they are the text's
+
+
+@tokenizer_group.command("inspect")
+@click.argument("folder", required=False)
+@click.option("--tokenizer", metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@click.option("--text", help="Show how this text is cut.")
+@output_options
+def inspect_command(
+    folder: str | None, tokenizer: str | None, text: str | None, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """What a tokenizer holds, and how it cuts a text.
+
+    \b
+    Example:
+      nlpstack tokenizer inspect --tokenizer runs/gpt --text "To be, or not"
+    """
+    from nlpstack.prepare import describe_tokenizer
+
+    where = tokenizer or folder
+    if where is None:
+        raise click.UsageError("give the tokenizer with --tokenizer DIR")
+    found = describe_tokenizer(where, text)
+    if as_json:
+        echo_json(found)
+    else:
+        for name, value in found.items():
+            click.echo(f"{name}: {value}")

@@ -1,0 +1,148 @@
+"""What `nlpstack eval` does: models and text in, scores with intervals and signatures out."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlpstack import __version__
+from nlpstack.config import build, check_keys, near, parse_override
+from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
+from nlpstack.data.readers import DataConfig
+from nlpstack.errors import ConfigError, DataError, ModelError
+from nlpstack.files import standing, write_text
+from nlpstack.hub import load_model, weights_hash
+from nlpstack.tasks import CausalLM, EvalConfig
+from nlpstack.tasks.corpus import tokenize_split
+from nlpstack.train import evaluator, runtime
+from nlpstack.train.log import Reporter, Silent, finite
+from nlpstack.train.run import read_record, read_results, results_text
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What is asked of an evaluation; None leaves it to the run, or to the default."""
+
+    data: Sequence[str] = ()  # none: the run's own
+    documents: str | None = None
+    split: str | None = None  # none: test, or val where there is no test
+    metrics: Sequence[str] = ()  # none: all
+    overrides: Sequence[str] = ()  # "eval.key=value"
+    flags: Mapping[str, Any] = field(default_factory=dict)  # "key" of [eval] -> value
+    device: str = "auto"
+    dtype: str = "fp32"
+    threads: int | None = None
+    command: str = ""  # as typed, for the record
+
+
+def evaluate(
+    models: Sequence[str | Path] = (), options: EvalOptions | None = None, *, reporter: Reporter | None = None
+) -> list[dict[str, Any]]:
+    """Scores of models, by default of every finished run under runs/: one result a model, as in results.json.
+
+    A run's results.json is rewritten. Raises NlpstackError for what the caller can mend.
+    """
+    options, reporter = options or EvalOptions(), reporter or Silent()
+    paths = [Path(model) for model in models] or finished_runs(RUNS)
+    if not paths:
+        raise ConfigError(
+            f"no model given and no finished run under {RUNS}/; make one with: nlpstack pretrain --arch gpt"
+        )
+    device = runtime.resolve_device(options.device)
+    dtype = runtime.resolve_dtype(options.dtype, device)
+    results = []
+    with runtime.session(threads=options.threads or torch.get_num_threads(), deterministic=False):
+        for path in paths:
+            result = _evaluate_one(path, options, device, dtype, reporter.say)
+            results.append(result)
+            if (path / "config.toml").exists():
+                before = read_results(path) or {}
+                write_text(path / "results.json", results_text({**before, "results": [result]}))
+    return results
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """Run folders with a model and the figures of their end, in order of their names."""
+    paths = sorted(path.parent for path in folder.glob("*/results.json"))
+    return [path for path in paths if "run" in (read_results(path) or {}) and standing(path / "model").exists()]
+
+
+def _evaluate_one(
+    path: Path, options: EvalOptions, device: torch.device, dtype: str, note: Callable[[str], None]
+) -> dict[str, Any]:
+    model = load_model(path, device=device)
+    if model.tokenizer is None:
+        raise ModelError(f"{path}: has no tokenizer, so text cannot be turned into its tokens")
+    record = read_record(path) if (path / "config.toml").exists() else {}
+    config = _eval_config(options, record)
+    split = _split(path, options, record, note)
+    task = CausalLM(model.tokenizer)
+    with ExitStack() as stack:
+        cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        shards = tokenize_split(split, model.tokenizer, cache, options.threads or torch.get_num_threads(), note)
+        started = time.perf_counter()
+        scores = evaluator.evaluate(model, task, shards, config, device=device, dtype=dtype)
+        seconds = time.perf_counter() - started
+    note(f"{path}: {scores['loss'].n:,} tokens scored in {seconds:.1f} s, {scores['loss'].n / seconds:,.0f} tokens/s")
+    names = list(options.metrics) or list(scores)
+    for name in names:
+        if name not in scores:
+            raise ConfigError(f"--metric {name}: not a metric of the task {task.name}{near(name, scores)}")
+    return {
+        "model": str(path),
+        "task": task.name,
+        "data": list(options.data) or record.get("data", {}).get("paths", []),
+        "split": split.name,
+        "metrics": {name: finite(scores[name]._asdict()) for name in names},
+        "hashes": {"data": split.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
+        "versions": {"nlpstack": __version__, "torch": torch.__version__},
+        "eval": asdict(config),
+        "command": options.command,
+    }
+
+
+def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
+    """The run's [eval], with what was asked for now on top."""
+    values, origin = dict(record.get("eval", {})), dict.fromkeys(record.get("eval", {}), "config.toml")
+    asked = {**{key: value for key, value in options.flags.items() if value is not None}}
+    for text in options.overrides:
+        for path, value in parse_override(text).items():
+            section, _, key = path.partition(".")
+            check_keys({section: {key: value}}, {"eval": EvalConfig}, f"--set {text}")
+            asked[key] = value
+    if "window" in asked and "stride" not in asked:
+        values.pop("stride", None)  # the run's stride belongs to its own window
+    origin = {f"eval.{key}": "config.toml" for key in values} | {f"eval.{key}": f"--{key}" for key in asked}
+    config: EvalConfig = build(EvalConfig, {**values, **asked}, "eval", origin, "eval")
+    return config
+
+
+def _split(path: Path, options: EvalOptions, record: Mapping[str, Any], note: Callable[[str], None]) -> Split:
+    """The split that is scored: the one asked for, else test, else val, else all of files given with --data."""
+    if options.data:
+        config = DataConfig(paths=list(options.data), documents=options.documents or "files")  # type: ignore[arg-type]
+        splits = whole_corpus(config, note)
+        if "all" in splits and options.split in ("train", "val"):
+            splits = cut_val(splits["all"], config.val_share, note)
+    elif "data" in record:
+        values = {**record["data"], **({"documents": options.documents} if options.documents else {})}
+        splits = load_corpus(build(DataConfig, values, "data", {}, f"{path}/config.toml"), note)
+    else:
+        raise DataError(f"{path}: not a run, so it names no data; give --data FILE|DIR")
+    wanted = (options.split,) if options.split else ("test", "all", "val", "train")
+    for name in wanted:
+        if name in splits:
+            if options.split is None and name in ("val", "train"):
+                note(f"{path}: no test split; the {name} split is scored")
+            key = splits[name].key
+            if not options.data and record.get("hashes", {}).get(f"data_{name}", key) != key:
+                note(f"warning: the {name} split is not the text that {path} was made with")
+            return splits[name]
+    raise DataError(f"--split {options.split}: the data has no such split; it has: {', '.join(sorted(splits))}")

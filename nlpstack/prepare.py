@@ -1,0 +1,88 @@
+"""What `nlpstack tokenizer` does: where readers meet tokenizers."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlpstack.config import build
+from nlpstack.data.corpus import whole_corpus
+from nlpstack.data.readers import DataConfig
+from nlpstack.errors import ConfigError, DataError
+from nlpstack.files import MANIFEST, new_folder
+from nlpstack.tasks.corpus import make_tokenizer
+from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+
+
+def train_tokenizer_on(
+    paths: Sequence[str],
+    values: Mapping[str, Any],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Tokenizer:
+    """Train a tokenizer on files, folders, globs or samples and write its folder; `values`: kind, vocab_size.
+
+    Of data with splits the training split is read, else all of it.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise ConfigError(f"{out}: exists; give another --out, or --overwrite to replace a tokenizer")
+        if not (folder / MANIFEST).is_file() or (folder / "config.json").exists():
+            raise ConfigError(f"{out}: is not a tokenizer's folder, so it is not replaced; give another --out")
+    given = {key: value for key, value in values.items() if value is not None}
+    config: TokenizerConfig = build(TokenizerConfig, given, "tokenizer", {}, "flag")
+    splits = whole_corpus(DataConfig(paths=list(paths)), note)
+    with tempfile.TemporaryDirectory() as cache:
+        tokenizer = make_tokenizer(splits.get("train") or splits["all"], config, Path(cache), note)
+    with new_folder(folder) as made:
+        tokenizer.save(made)
+    return tokenizer
+
+
+def open_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer's, model's or run's folder."""
+    return load_tokenizer(Path(path))
+
+
+def decode_utf8(data: bytes, source: str) -> str:
+    """Bytes as text; a bad byte is a DataError with its offset."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x})") from error
+
+
+def parse_ids(text: str, vocab_size: int) -> list[int]:
+    """Token ids from words, a JSON list, or the object that `encode --json` prints."""
+    try:
+        parsed = json.loads(text) if text.lstrip().startswith(("[", "{")) else [int(word) for word in text.split()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"standard input: expected token ids separated by white space, or JSON ({error})") from error
+    ids = parsed.get("ids") if isinstance(parsed, dict) else parsed
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise DataError("standard input: expected a list of whole numbers")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise DataError(f"standard input: {token} is no id of this tokenizer, whose ids are 0 to {vocab_size - 1}")
+    return ids
+
+
+def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, Any]:
+    """Size, special ids and hash of a tokenizer and, with a text, the bytes of its pieces and what they save."""
+    tokenizer = open_tokenizer(path)
+    names = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+    found: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        "special_ids": {name: getattr(tokenizer, f"{name}_id") for name in names},
+        "hash": tokenizer.hash,
+    }
+    if text is not None:
+        ids = tokenizer.encode(text)
+        found["ids"] = ids
+        found["pieces"] = [tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace") for token in ids]
+        found["bytes_per_token"] = round(len(text.encode("utf-8")) / max(1, len(ids)), 3)
+    return found

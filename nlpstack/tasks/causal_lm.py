@@ -1,0 +1,108 @@
+"""Next-token prediction: the loss of a GPT, its perplexity over windows, and text to look at."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+from torch import Tensor, nn
+
+from nlpstack.data.batch import Batch
+from nlpstack.data.shards import TokenShards
+from nlpstack.data.windows import WindowBatch, batch_windows, windows
+from nlpstack.decode import Sampling, decode
+from nlpstack.errors import ConfigError
+from nlpstack.metrics.language_model import LanguageModelScores
+from nlpstack.model import GPT
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_nll
+from nlpstack.tasks.base import EvalConfig
+from nlpstack.tokenizer import Tokenizer
+
+PROMPT_WORDS = 6
+PROMPT_CHARS = 60  # where words are long, or not set apart
+_PROMPT_TOKENS = 256  # tokens read to find a prompt in
+
+
+class CausalLM:
+    """The next-token task."""
+
+    name = "causal_lm"
+    target = "loss"
+    lower_is_better = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.loss_chunk = loss_chunk(tokenizer.vocab_size)  # rows whose logits are held at a time; a run keeps its own
+        self._bytes = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Summed next-token loss in nats, under "lm"."""
+        assert isinstance(model, GPT)
+        hidden = model.transformer(batch.tokens, mask=batch.mask)  # (B, T, D)
+        return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels, self.loss_chunk)}
+
+    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[WindowBatch]:
+        """All windows of a split, in batches under the token budget."""
+        window, stride = self._window(model, config)
+        return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
+
+    def metric(self) -> LanguageModelScores:
+        """Loss, perplexities and bits per byte, not filled yet."""
+        return LanguageModelScores()
+
+    def score(self, model: nn.Module, batch: WindowBatch, metric: LanguageModelScores) -> None:
+        """Score a batch of windows."""
+        assert isinstance(model, GPT)
+        hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
+        nll = token_nll(hidden, model.unembedding, batch.batch.labels, self.loss_chunk)  # (B, T), 0 where not scored
+        sums = nll.double().sum(dim=1).tolist()
+        for window, total in zip(batch.windows, sums, strict=True):
+            n_bytes = sum(self._bytes[token] for token in window.scored().tolist())
+            metric.update(window.document, total, window.n_scored, n_bytes)
+            metric.add_document(window.document, window.n_words, window.n_targets)
+
+    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+        """Window, stride, BOS policy, tokenizer and dtype of the scores."""
+        window, stride = self._window(model, config)
+        bos = "yes" if self.tokenizer.bos_id is not None else "no"
+        return (
+            f"window:{window}|stride:{stride}|bos:{bos}|eos:no|max_tokens:{config.max_tokens or 'all'}"
+            f"|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+        )
+
+    def _window(self, model: nn.Module, config: EvalConfig) -> tuple[int, int]:
+        assert isinstance(model, GPT)
+        window = config.window or model.config.max_seq_len
+        if window > model.config.max_seq_len and model.config.positions == "learned":
+            raise ConfigError(f"eval.window={window} is more than the model's max_seq_len={model.config.max_seq_len}")
+        stride = config.stride or window
+        if stride > window:
+            raise ConfigError(f"eval.stride={stride} is more than the window of {window}: tokens would go unscored")
+        return window, stride
+
+    def prompts(self, data: TokenShards, n: int) -> list[str]:
+        """`n` beginnings of lines from evenly spread places of a split, of a few words each."""
+        return [self._prompt(data, len(data) * i // n) for i in range(n)]
+
+    def _prompt(self, data: TokenShards, start: int) -> str:
+        for at in chain(range(start, len(data), _PROMPT_TOKENS), range(0, start, _PROMPT_TOKENS)):
+            text = self.tokenizer.decode(data.read(at, min(at + _PROMPT_TOKENS, len(data))).tolist()).strip("\ufffd")
+            # Text cut anywhere begins inside a line, the validation part of a single document too.
+            text = text.partition("\n")[2].strip() or text.partition(" ")[2].strip() or text.strip()
+            if text:
+                lines = text.split("\n")
+                words = next((line for line in lines if len(line.split()) >= 2), lines[0]).split()[:PROMPT_WORDS]
+                return " ".join(words)[:PROMPT_CHARS].rstrip()
+        return ""  # nothing but white space
+
+    def _fitted(self, prompt: str, context: int) -> str:
+        """As much of a prompt's beginning as a context of so many tokens holds."""
+        while len(self.tokenizer.encode(prompt)) > context:
+            prompt = prompt[:-1]
+        return prompt
+
+    def write(self, model: nn.Module, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
+        """What the model writes after each prompt, cut to its context; sampled from the 50 likeliest tokens."""
+        assert isinstance(model, GPT)
+        sampling = Sampling(max_new_tokens=max_new_tokens, top_k=50, temperature=0.8, seed=seed)
+        fitted = [self._fitted(prompt, model.config.max_seq_len) for prompt in prompts]
+        texts, _ = decode(model, self.tokenizer, fitted, sampling)
+        return [{"prompt": text.prompt, "text": text.text} for text in texts]

@@ -1,0 +1,69 @@
+"""Raw text to a tokenizer and token shards, for every task that reads plain text."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nlpstack.data.corpus import Split
+from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
+from nlpstack.errors import ModelError
+from nlpstack.files import new_folder
+from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedCorpus:
+    """The splits of a corpus as tokens, and the tokenizer that made them."""
+
+    tokenizer: Tokenizer
+    splits: dict[str, Split]
+    shards: dict[str, TokenShards]
+
+
+def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Note) -> Tokenizer:
+    """A tokenizer trained on a split, or the one that was trained on it before."""
+    wanted = json.dumps({"text": split.key, "config": asdict(config)}, sort_keys=True)
+    folder = cache / f"tokenizer-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
+    if folder.exists():
+        try:
+            tokenizer = load_tokenizer(folder)
+        except ModelError as error:
+            note(f"{error}; training it again")
+        else:
+            note(f"tokenizer trained before: {folder}")
+            return tokenizer
+    tokenizer = train_tokenizer((piece.text for piece in split.pieces(note)), config, report=note)
+    with new_folder(folder) as made:
+        tokenizer.save(made)
+    note(f"tokenizer: {config.kind}, {tokenizer.vocab_size:,} pieces, trained on the {split.name} split")
+    return tokenizer
+
+
+def tokenize_split(split: Split, tokenizer: Tokenizer, cache: Path, threads: int, note: Note) -> TokenShards:
+    """The token shards of a split, made now or taken from the cache."""
+    spec = ShardSpec(
+        split_key=split.key,
+        tokenizer_hash=tokenizer.hash,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+    )
+    return load_or_tokenize(
+        split.pieces,
+        lambda texts: tokenizer.encode_batch(texts, threads=threads),
+        spec,
+        cache,
+        lambda text: note(f"{split.name}: {text}"),
+    )
+
+
+def tokenize_corpus(
+    splits: dict[str, Split], tokenizer: Tokenizer, cache: Path, *, threads: int, note: Note, names: Iterable[str]
+) -> TokenizedCorpus:
+    """The named splits as token shards."""
+    shards = {name: tokenize_split(splits[name], tokenizer, cache, threads, note) for name in names}
+    return TokenizedCorpus(tokenizer=tokenizer, splits=splits, shards=shards)

@@ -1,0 +1,99 @@
+"""What a run says: lines and a progress bar for people, `metrics.jsonl` for programs."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+
+class Reporter(Protocol):
+    """Where a command says what it does."""
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """How far a long loop is."""
+
+    def close(self) -> None:
+        """The loop is over."""
+
+
+class Silent:
+    """Says nothing; what library calls use unless they are given another."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Console:
+    """Lines on a stream, and a progress bar below them where the stream is a terminal."""
+
+    def __init__(self, stream: IO[str] = sys.stderr) -> None:
+        self.stream = stream
+        self._bar: Any = None
+        self._task: Any = None
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.stream.write(text + "\n")
+            self.stream.flush()
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Move the bar; in a pipe there is none."""
+        if not self.stream.isatty():
+            return
+        if self._bar is None:
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=RichConsole(file=self.stream), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(text, total=total)
+        self._bar.update(self._task, completed=done, total=total, description=text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a logged step and a validation; numbers that are not finite become null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record as one line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
+
+    def cut(self, n_bytes: int) -> None:
+        """Forget what was written after the checkpoint that a run goes on from."""
+        if self.path.exists() and self.path.stat().st_size > n_bytes:
+            os.truncate(self.path, n_bytes)
+
+
+def finite(value: Any) -> Any:
+    """The value with inf and nan, which JSON lacks, as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return value

@@ -1,0 +1,277 @@
+"""A run: its recipe's sections, and the folder that explains it to every later command."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, model_validator
+from pydantic import dataclasses as pydantic_dataclasses
+
+from nlpstack.config import Resolved, read_toml, resolve, to_toml
+from nlpstack.data.readers import DataConfig
+from nlpstack.errors import CheckpointError, ConfigError
+from nlpstack.files import ASIDE_SUFFIX, remove_leftovers, write_text
+from nlpstack.model import TransformerConfig
+from nlpstack.recipes import find_recipe
+from nlpstack.tasks import EvalConfig
+from nlpstack.tokenizer import TokenizerConfig
+from nlpstack.train.checkpoint import Checkpoints
+from nlpstack.train.log import MetricsLog
+from nlpstack.train.optim import OptimConfig
+from nlpstack.train.runtime import Choices
+
+RUN_ENTRIES = ("config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", ".lock", "model" + ASIDE_SUFFIX)
+# Values that --resume may change: they say when to look and to save, not what is computed.
+FREE_VALUES = ("train.log_every", "train.val_every", "train.checkpoint_every")
+LENGTHS = ("train.steps", "train.epochs", "train.minutes")
+
+
+@pydantic_dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TrainConfig:
+    """How long, in what batches, on what machine, and how often to look."""
+
+    steps: int | None = None  # give one of steps, epochs and minutes
+    epochs: float | None = None
+    minutes: float | None = None
+    batch_size: int | None = None  # sequences an optimizer step; or batch_tokens
+    batch_tokens: int | None = None
+    micro_batch: int = 0  # sequences at a time, gradients added up; 0: the whole batch
+    log_every: int = 50  # steps
+    val_every: int = 500  # steps; 0: at the end only
+    checkpoint_every: int = 500  # steps; 0: at the end only
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = 0  # 0: as many as torch finds cores
+    seed: int = 1
+    deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
+    activation_checkpointing: bool = False  # less memory, about a third more work
+    patience: int = 0  # validations without a better one before stopping early; 0: never
+    max_skips: int = 3  # steps in a row with a loss or gradient that is not finite
+    samples: int = 1  # texts written at each validation, from prompts of the validation part
+    sample_tokens: int = 60
+
+    one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs", "minutes"), ("batch_size", "batch_tokens"))
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        for group in self.one_of:
+            given = [name for name in group if getattr(self, name) is not None]
+            if len(given) != 1:
+                what = " and ".join(given) + " exclude each other" if given else "none is given"
+                raise ValueError(f"give one of {', '.join(group)}: {what}")
+            if getattr(self, given[0]) <= 0:
+                raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
+        if self.log_every < 1:
+            raise ValueError(f"log_every={self.log_every} must be at least 1")
+        for name in ("micro_batch", "val_every", "checkpoint_every", "threads", "seed", "patience", "max_skips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"seed={self.seed} must be below 2^63")
+        if self.samples < 0 or self.sample_tokens < 1:
+            raise ValueError("samples must not be negative, sample_tokens at least 1")
+        return self
+
+    def sequences(self, max_seq_len: int) -> int:
+        """Sequences an optimizer step."""
+        if self.batch_size is not None:
+            return self.batch_size
+        assert self.batch_tokens is not None
+        if self.batch_tokens < max_seq_len:
+            raise ConfigError(f"train.batch_tokens={self.batch_tokens} is less than one block of {max_seq_len} tokens")
+        return self.batch_tokens // max_seq_len
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The sections of a recipe, each the config of the part that it is named after."""
+
+    model: TransformerConfig
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    eval: EvalConfig
+
+
+SECTIONS: dict[str, type] = {
+    "model": TransformerConfig,
+    "tokenizer": TokenizerConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe as resolved for one run."""
+
+    name: str
+    config: RunConfig
+    resolved: Resolved = field(repr=False)
+
+
+def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Sequence[str]) -> Run:
+    """Find a recipe by name or path and resolve it; raises ConfigError before anything else is touched."""
+    path = find_recipe(recipe, stage)
+    resolved = resolve(path, SECTIONS, flags, overrides)
+    return Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
+
+
+class RunFolder(AbstractContextManager["RunFolder"]):
+    """A run's folder with its one writer's lock; `with` holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.log = MetricsLog(path / "metrics.jsonl")
+        self.model = path / "model"
+        self.record: dict[str, Any] = {}  # config.toml as it stands
+        self._lock: IO[str] | None = None
+        self._is_new = not path.exists()
+
+    @classmethod
+    def open(cls, path: Path, *, resume: bool, overwrite: bool) -> "RunFolder":
+        """Take the folder of a new run, or of one to go on with; what stands there stays until `clear`."""
+        cls.check(path, resume=resume, overwrite=overwrite)
+        folder = cls(path)
+        folder._take_lock()
+        if resume and (path / "config.toml").exists():
+            folder.record = read_record(path)
+        return folder
+
+    @staticmethod
+    def check(path: Path, *, resume: bool, overwrite: bool) -> None:
+        """Refuse what would lose or mix up results; a start that failed before its first step is in nobody's way."""
+        if resume and overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; give another --out")
+        entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        is_run = "config.toml" in entries or ".lock" in entries
+        results = [name for name in entries if name in RUN_ENTRIES and name != ".lock"]
+        if resume and not is_run:
+            raise CheckpointError(f"{path}: no run stands here to --resume; leave the flag out to start one")
+        foreign = [name for name in entries if name not in RUN_ENTRIES and not name.startswith(".")]
+        if entries and not is_run:
+            raise ConfigError(f"{path}: holds other files ({', '.join(foreign[:3])}); give another --out")
+        if results and not resume and not overwrite:
+            raise ConfigError(f"{path}: a run stands here; --resume goes on with it, --overwrite replaces it")
+        if results and resume and "config.toml" not in entries:
+            raise CheckpointError(f"{path}: a run without its config.toml, so it cannot go on; --overwrite replaces it")
+
+    def _take_lock(self) -> None:
+        lock = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(lock, "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be written ({error.strerror}); give another --out") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(lock)):
+                raise FileExistsError(lock)  # its last owner has taken it away, and another has made one of its own
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(
+                f"{self.path}: another process is writing this run; wait for it or give another --out"
+            ) from error
+        remove_leftovers(self.path)
+
+    def clear(self) -> None:
+        """Delete the run that stands here: at step 0 of the one that replaces it, when nothing can be refused now."""
+        for name in RUN_ENTRIES:
+            entry = self.path / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif name != ".lock":
+                entry.unlink(missing_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._lock is not None
+        if os.listdir(self.path) == [".lock"]:  # the start failed, so nothing of it is left
+            (self.path / ".lock").unlink()
+            if self._is_new:
+                self.path.rmdir()
+        self._lock.close()
+
+    def write_record(self, run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write config.toml: every value, where it came from, and what the run settled at step 0."""
+        self.record = {**run.resolved.values(), "origin": run.resolved.origin, **records}
+        text = f"# The run '{run.name}' as resolved by nlpstack; [origin] says who set what, all else is default.\n\n"
+        write_text(self.path / "config.toml", text + to_toml(self.record))
+
+    def check_unchanged(self, run: Run) -> None:
+        """Raise CheckpointError listing every value that differs from the run's own, but for those that may."""
+        then = {key: value for name in SECTIONS for key, value in _flat(name, self.record.get(name, {})).items()}
+        now = {
+            key: value for name, entries in run.resolved.values().items() for key, value in _flat(name, entries).items()
+        }
+        longer_allowed = run.config.optim.schedule in OptimConfig.open_ended
+        free = FREE_VALUES + (LENGTHS if longer_allowed else ())
+        changed = [
+            f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(then.keys() | now.keys())
+            if then.get(key) != now.get(key) and key not in free
+        ]
+        if changed:
+            raise CheckpointError(f"{self.path}: --resume with changed values ({'; '.join(changed)}); put them back")
+
+    def choices(self) -> Choices | None:
+        """What the run settled at step 0; None if it never got there."""
+        made = self.record.get("choices")
+        try:
+            return Choices(**made) if made else None
+        except TypeError as error:
+            raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json of a finished run."""
+        return read_results(self.path)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write what the evaluator said last, and the run's figures."""
+        write_text(self.path / "results.json", results_text(results))
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """What results.json holds."""
+    return json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+
+
+def _flat(section: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for key, value in entries.items()}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A run's config.toml."""
+    return read_toml(path / "config.toml")
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """A run's results.json; None if it has none, or none that can be read."""
+    try:
+        found = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def describe_choices(choices: Choices) -> str:
+    """The choices of a run as one line."""
+    parts = asdict(choices)
+    return "  ".join(
+        f"{name} {parts[name]}" for name in ("device", "dtype", "compile", "threads", "attention", "micro_batch")
+    )

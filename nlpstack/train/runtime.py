@@ -1,0 +1,238 @@
+"""The machine: device, dtype, threads, compiler, clocks and signals. The only reader of the environment outside cli."""
+
+import os
+import platform
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from types import FrameType
+from typing import Any
+
+import torch
+
+from nlpstack import __version__
+from nlpstack.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Dense bf16 peaks in FLOP/s as their maker states them; other devices are measured.
+_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+# FLOP/s that training reaches at about, to tell how long a run will be; measured (benchmarks/RESULTS.md).
+_USUAL_FLOPS = {("cpu", "bf16"): 2e11, ("cpu", "fp32"): 8e10, ("cuda", "bf16"): 3e14, ("cuda", "fp32"): 3e13}
+# Seconds a run must last before compiling it pays: compiling takes 20 to 60 s and gains 5 to 10 % on a CPU.
+_COMPILE_FROM = {"cpu": 900.0, "cuda": 120.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Everything that changes arithmetic, made once at step 0, written to the run and kept by --resume."""
+
+    steps: int
+    device: str
+    dtype: str
+    compile: bool
+    threads: int
+    micro_batch: int  # sequences
+    attention: str  # in training: "plain" products or the "fused" kernel
+    loss_chunk: int  # rows whose logits are held at a time
+    deterministic: bool
+    processor: str
+    torch: str
+    nlpstack: str
+
+    def unkept(self) -> list[str]:
+        """What this machine cannot keep of choices made elsewhere, as `name: then, now`."""
+        now = {"processor": processor_name(self.device), "torch": torch.__version__, "nlpstack": __version__}
+        if self.compile and not can_compile(self.device):
+            now["compile"] = "no compiler"
+        then = asdict(self)
+        return [f"{name}: then {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes a GPU where there is one. ConfigError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: torch finds no CUDA device here; use --device cpu or auto")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("train.device=mps: torch finds no Apple GPU here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it faster than fp32, and fp32 elsewhere."""
+    if name == "auto":
+        return "bf16" if fast_bf16(device) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("train.dtype=fp16: on a CPU it is neither faster nor safe; use bf16 or fp32")
+    return name
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products beat fp32: CUDA capability 8.0 up, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Since torch 2.11 there is get_capabilities; before, private names say the same.
+        if hasattr(torch.cpu, "get_capabilities"):
+            capabilities = torch.cpu.get_capabilities()
+            return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return bool(amx() or avx())
+    return False
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """Products in `dtype` over fp32 weights."""
+    return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "fp32")
+
+
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile has what it needs: a C++ compiler on CPUs, Triton on GPUs."""
+    if device_type == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++"))
+    if device_type == "cuda":
+        return find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return False
+
+
+def usual_seconds(device_type: str, dtype: str, flops: float) -> float:
+    """About how long so many FLOPs of training take on a machine of the kind; 0 where there is no figure."""
+    usual = _USUAL_FLOPS.get((device_type, dtype if dtype == "fp32" else "bf16"))
+    return flops / usual if usual else 0.0
+
+
+def compile_pays(device_type: str, seconds: float) -> bool:
+    """Whether a run of about so many seconds is long enough to repay compiling, by a fixed rule."""
+    return device_type in _COMPILE_FROM and seconds >= _COMPILE_FROM[device_type]
+
+
+def processor_name(device_type: str) -> str:
+    """The model of the processor that computes, since another rounds otherwise."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            fields = [line.partition(":") for line in file]
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {name.strip(): value.strip() for name, _, value in reversed(fields)}
+    parts = [found.get("model name", platform.machine()), found.get("cpu family"), found.get("model")]
+    return "/".join(part for part in parts if part)
+
+
+@contextmanager
+def session(*, threads: int, deterministic: bool) -> Iterator[None]:
+    """Set what is set for a whole process, and put it back afterwards."""
+    old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    old_workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    torch.set_num_threads(threads)
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(old_threads)
+        torch.use_deterministic_algorithms(old_deterministic)
+        if deterministic and old_workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        elif deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = old_workspace or ""
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which only dropout draws from."""
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, str]:
+    """The state of the global generators, as hexadecimal text."""
+    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
+    return state
+
+
+def set_rng_state(state: dict[str, str], device: torch.device) -> None:
+    """Put the global generators where `rng_state` found them."""
+
+    def tensor(text: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8).clone()
+
+    torch.set_rng_state(tensor(state["cpu"]))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(tensor(state["cuda"]), device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
+    """FLOP/s that the utilisation in the log is measured against, and where the number comes from."""
+    if device.type == "cuda" and dtype != "fp32":
+        name = torch.cuda.get_device_name(device)
+        for key, value in _PEAKS.items():
+            if key in name:
+                return value, "its maker's figure"
+    n = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(n, n, dtype=DTYPES[dtype], device=device)
+    fastest = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * n**3 / fastest, f"a {n} x {n} product measured now"
+
+
+class Stopped(BaseException):
+    """The run was asked to stop by a signal; not an error, so that nothing catches it by mistake."""
+
+    def __init__(self, signum: int, saved: str = "") -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum, self.saved = signum, saved
+
+
+class StopSignal:
+    """SIGINT and SIGTERM: put off to the end of the step while training, at once elsewhere."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator["StopSignal"]:
+        """Handle both signals inside the block; only the command line does this."""
+        old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a first signal is only noted in `signum`; a second one stops at once."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None
+        self.signum = signum
+        if again or not self._deferred:
+            raise Stopped(signum)

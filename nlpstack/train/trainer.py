@@ -1,0 +1,280 @@
+"""The training loop: accumulate, clip, step, validate, save. Knows no text, no labels, no command line."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlpstack.data.batch import Batch
+from nlpstack.data.loader import Loader
+from nlpstack.errors import TrainingError
+from nlpstack.tasks import Task
+from nlpstack.train import runtime
+from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_tensors, restore_optimizer
+from nlpstack.train.log import MetricsLog, Reporter
+from nlpstack.train.optim import OptimConfig, learning_rate, make_optimizer
+from nlpstack.train.run import TrainConfig
+from nlpstack.train.runtime import Choices, Stopped, StopSignal
+
+FIRST_LOSS_MARGIN = 0.5  # nats
+FP16_SKIPS = 20  # fp16 finds its loss scale by overflowing a few times
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int  # steps done, this one included
+    losses: dict[str, float]  # mean loss a target, in nats, by term
+    lr: float
+    grad_norm: float  # before clipping
+    n_tokens: int
+    skipped: bool  # loss or gradient was not finite, and the weights stayed as they were
+
+    @property
+    def loss(self) -> float:
+        """The sum of all terms."""
+        return sum(self.losses.values())
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """How far a run is; all of it is in the checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # of training steps, over all resumes
+    skips: int = 0  # in a row
+    best: float | None = None  # of the score that is watched
+    best_step: int | None = None
+    n_worse: int = 0  # validations since the best
+    val: dict[str, float] = field(default_factory=dict)  # the last validation's scores
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Steps a model on a task. `steps()` yields a report each; `train()` also logs, validates, saves and stops."""
+
+    model: nn.Module
+    task: Task
+    loader: Loader
+    config: TrainConfig
+    optim: OptimConfig
+    choices: Choices
+    checkpoints: Checkpoints
+    log: MetricsLog
+    reporter: Reporter
+    validate: Callable[[], dict[str, Any]]  # {"val": name -> number, "samples": [...]}
+    expected_first_loss: float | None = None  # nats, of fresh weights
+    stop: StopSignal = field(default_factory=StopSignal)
+    state: TrainState = field(default_factory=TrainState)
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.choices.device)
+        self.optimizer = make_optimizer(self.model, self.optim)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Only the training loss is compiled: validation stays the arithmetic of `eval`, and shapes never change.
+        loss = torch.compile(self._loss, dynamic=False) if self.choices.compile else self._loss
+        self._run_loss: Callable[[Batch], dict[str, Tensor]] = loss
+        self._peak_flops = 0.0
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.loss(self.model, batch)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[StepReport]:
+        """Train from where the state stands to the last step, yielding a report after each."""
+        self.model.train()
+        batches = self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
+        for micro_batches in batches:
+            started = time.perf_counter()
+            report = self._step(micro_batches)
+            self.state.step += 1
+            self.state.tokens += report.n_tokens
+            self.state.seconds += time.perf_counter() - started
+            yield report
+
+    def seconds_per_step(self, n_timed: int = 5) -> float:
+        """How long a step takes, from gradients alone: nothing is updated, and no generator moves."""
+        state = runtime.rng_state(self.device)
+        self.model.train()
+        batches = self.loader.micro_batches(0)
+        self.accumulate(batches)  # compiles, and fills caches
+        started = time.perf_counter()
+        for _ in range(n_timed):
+            means = self.accumulate(batches)
+            torch.stack([*means.values()]).tolist()  # waits for the device
+        seconds = (time.perf_counter() - started) / n_timed
+        self.optimizer.zero_grad(set_to_none=True)
+        runtime.set_rng_state(state, self.device)
+        return seconds
+
+    def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Add up gradients of the mean loss over all targets of the step; each term's summed loss comes back."""
+        totals: Counter[str] = Counter()
+        for batch in micro_batches:
+            totals.update(batch.n_targets)
+        sums: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            on_device = replace(batch.to(self.device), n_targets={})  # counts would be constants of the compiled code
+            with runtime.autocast(self.device, self.choices.dtype):
+                terms = self._run_loss(on_device)
+            objective = torch.stack([value / max(1, totals[name]) for name, value in terms.items()]).sum()
+            self.scaler.scale(objective).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+        return {name: value / max(1, totals[name]) for name, value in sums.items()}
+
+    def _step(self, micro_batches: list[Batch]) -> StepReport:
+        lr = learning_rate(self.optim, self.state.step, self.choices.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self.accumulate(micro_batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.optim.clip or math.inf)
+        *values, norm_value = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
+        finite = all(map(math.isfinite, (*values, norm_value)))
+        if finite:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        report = StepReport(
+            step=self.state.step + 1,
+            losses=dict(zip(means, values, strict=True)),
+            lr=lr,
+            grad_norm=norm_value,
+            n_tokens=sum(batch.tokens.numel() for batch in micro_batches),
+            skipped=not finite,
+        )
+        self._guard(report)
+        return report
+
+    def _guard(self, report: StepReport) -> None:
+        """Stop after too many steps that are not finite; warn of a first loss that is not that of fresh weights."""
+        expected = self.expected_first_loss
+        if report.step == 1 and expected is not None and abs(report.loss - expected) > FIRST_LOSS_MARGIN:
+            self.reporter.say(f"warning: the first loss is {report.loss:.3f}; fresh weights should give {expected:.3f}")
+        self.state.skips = self.state.skips + 1 if report.skipped else 0
+        if not report.skipped:
+            return
+        examples = self.loader.examples(self.state.step)
+        where = (
+            f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
+            f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
+        )
+        allowed = FP16_SKIPS if self.choices.dtype == "fp16" else self.config.max_skips
+        if self.state.skips > allowed:
+            raise TrainingError(
+                f"{where}: not finite {self.state.skips} times in a row; the last checkpoint stands. "
+                "Lower optim.lr, raise optim.warmup, or use train.dtype=fp32"
+            )
+        self.reporter.say(f"{where}: not finite, step skipped ({self.state.skips} of at most {allowed} in a row)")
+
+    # -- a whole run -----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run to the last step, or to early stopping; raises Stopped after saving if a signal asked for it."""
+        with self.stop.deferred():
+            for report in self.steps():
+                last = report.step == self.choices.steps
+                if report.step % self.config.log_every == 0 or last or report.step == 1:
+                    self._log_step(report)
+                improved = False
+                if last or (self.config.val_every and report.step % self.config.val_every == 0):
+                    improved = self._validate()
+                early = bool(self.config.patience) and self.state.n_worse >= self.config.patience
+                due = bool(self.config.checkpoint_every) and report.step % self.config.checkpoint_every == 0
+                if last or early or due or improved or self.stop.signum is not None:
+                    self.save()
+                if early and not last:
+                    self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
+                    break
+                if self.stop.signum is not None and not last:
+                    self.reporter.close()
+                    raise Stopped(self.stop.signum, saved=str(self.checkpoints.path(report.step)))
+        self.reporter.close()
+
+    def _log_step(self, report: StepReport) -> None:
+        speed = self.state.tokens / max(self.state.seconds, 1e-9)
+        if not self._peak_flops:
+            self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
+            self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
+        utilisation = speed * self.flops_per_token / self._peak_flops
+        memory = runtime.peak_memory(self.device)
+        terms = report.losses if len(report.losses) > 1 else {}
+        self.log.write(
+            {
+                "step": report.step,
+                "loss": report.loss,
+                **{f"{name}_loss": value for name, value in terms.items()},
+                "lr": report.lr,
+                "grad_norm": report.grad_norm,
+                "tokens": self.state.tokens,
+                "tokens_per_second": round(speed, 1),
+                "utilisation": round(utilisation, 4),
+                "memory_bytes": memory,
+                "seconds": round(self.state.seconds, 3),
+            }
+        )
+        text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
+        text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
+        self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
+        self.reporter.progress(report.step, self.choices.steps, f"loss {report.loss:.3f}")
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of a training step: 6 a weight that multiplies, and attention (Chowdhery et al. 2022, PaLM, appendix B)."""
+        config = self.model.config
+        products = sum(
+            p.numel() for name, p in self.model.named_parameters() if p.dim() == 2 and "positions" not in name
+        )
+        lookup = 0 if config.tied else config.vocab_size * config.dim  # type: ignore[union-attr, operator]
+        return 6 * (products - lookup) + 12 * config.n_layers * config.dim * config.max_seq_len  # type: ignore[union-attr, operator, return-value]
+
+    def _validate(self) -> bool:
+        """Score the validation split; whether it is the best so far."""
+        found = self.validate()
+        self.state.val = found["val"]
+        self.log.write({"step": self.state.step, **found})
+        score = found["val"][self.task.target]
+        better = self.state.best is None or (score < self.state.best) == self.task.lower_is_better
+        improved = math.isfinite(score) and score != self.state.best and better
+        if improved:
+            self.state.best, self.state.best_step, self.state.n_worse = score, self.state.step, 0
+        else:
+            self.state.n_worse += 1
+        line = "  ".join(f"{name} {value:.4f}" for name, value in found["val"].items())
+        self.reporter.say(f"val   {self.state.step}/{self.choices.steps}  {line}")
+        for sample in found.get("samples", []):
+            self.reporter.say(f"      {sample['prompt']!r} -> {sample['text']!r}")
+        return improved
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of everything."""
+        state = {
+            **vars(self.state),
+            "rng": runtime.rng_state(self.device),
+            "scaler": self.scaler.state_dict(),
+            "log_bytes": fsync_file(self.log.path),
+        }
+        optimizer = optimizer_tensors(self.model, self.optimizer)
+        self.checkpoints.save(Checkpoint(self.model.state_dict(), optimizer, state), best_step=self.state.best_step)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint as if never stopped."""
+        self.model.load_state_dict(checkpoint.model)
+        restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
+        state = dict(checkpoint.state)
+        runtime.set_rng_state(state.pop("rng"), self.device)
+        self.scaler.load_state_dict(state.pop("scaler"))
+        self.log.cut(state.pop("log_bytes"))
+        self.state = TrainState(**state)

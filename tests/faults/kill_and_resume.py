@@ -1,0 +1,161 @@
+"""Kill runs with SIGKILL wherever they are, resume them, and compare every loss and the weights bit for bit.
+
+    python -m tests.faults.kill_and_resume --runs 20 --dtype bf16 --compile
+
+The killer shares nothing with the run but the sight of its folder. Exit code 1 if any run differs.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STEPS = 60
+# What a line of metrics.jsonl says of the machine and the clock, not of the run.
+CLOCKS = {"seconds", "tokens_per_second", "utilisation", "memory_bytes"}
+POLL_SECONDS = 0.0005
+DEADLINE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run left, clocks aside."""
+
+    weights: str
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+
+
+def command(out: Path, dtype: str, compiled: bool) -> list[str]:
+    """The small recipe: two layers, dropout 0.1, a checkpoint every ten steps."""
+    values = {
+        "model.dim": 64,
+        "model.n_layers": 2,
+        "model.n_heads": 2,
+        "model.max_seq_len": 64,
+        "model.dropout": 0.1,
+        "tokenizer.vocab_size": 600,
+        "train.steps": STEPS,
+        "train.batch_size": 8,
+        "train.micro_batch": 4,
+        "train.log_every": 1,
+        "train.val_every": 20,
+        "train.checkpoint_every": 10,
+        "train.sample_tokens": 10,
+        "train.dtype": dtype,
+        "train.compile": str(compiled).lower(),
+        "eval.max_tokens": 4000,
+        "eval.resamples": 50,
+    }
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "nlpstack", "pretrain", "gpt", "--quiet", "--json", "--out", str(out), *settings]
+
+
+def outcome(out: Path) -> Outcome:
+    """Weights hash and log of a finished run."""
+    results = json.loads((out / "results.json").read_text())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [{key: value for key, value in record.items() if key not in CLOCKS} for record in records]
+    return Outcome(results["run"]["weights"], lines)
+
+
+def run_whole(words: list[str]) -> None:
+    """Run a command to its end, which must be a good one."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
+
+
+def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Random, seconds: float) -> str:
+    """Start a run and kill it at a moment: "before" the first checkpoint, inside a "save", or any "time".
+
+    Returns where it was: "before", "save", "between", or "finished" if it was faster than the killer.
+    """
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    started = time.monotonic()
+    checkpoints = out / "checkpoints"
+    wait = rng.uniform(0.3, 1.0) * seconds if moment == "time" else 0.0
+    saves_to_pass = rng.randrange(3)  # so that not only the first save is hit
+    seen: set[str] = set()
+    while process.poll() is None:
+        elapsed = time.monotonic() - started
+        if moment == "save":
+            seen |= {path.name for path in checkpoints.glob(".step-*.tmp-*")}
+            due = len(seen) > saves_to_pass
+        elif moment == "before":
+            due = (out / "metrics.jsonl").exists() or elapsed > seconds
+        else:
+            due = elapsed > wait
+        if due:
+            if moment == "save":
+                time.sleep(rng.uniform(0, 0.004))
+            break
+        if elapsed > DEADLINE_SECONDS:
+            process.kill()
+            raise SystemExit(f"{out}: still running after {DEADLINE_SECONDS} s")
+        time.sleep(POLL_SECONDS)
+    process.kill()
+    _, errors = process.communicate()
+    if process.returncode not in (0, -9):
+        raise SystemExit(f"{out}: exit code {process.returncode}\n{errors.decode()}")
+    if process.returncode == 0:
+        return "finished"
+    if any(checkpoints.glob(".step-*.tmp-*")):
+        return "save"
+    return "between" if any(checkpoints.glob("step-*")) else "before"
+
+
+def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int) -> dict[str, int]:
+    """Do `runs` killed runs beside an unbroken one; raises SystemExit at the first that differs."""
+    rng = random.Random(seed)
+    whole = folder / "whole"
+    started = time.monotonic()
+    run_whole(command(whole, dtype, compiled))
+    expected, seconds = outcome(whole), time.monotonic() - started
+    print(f"unbroken: weights {expected.weights}, {len(expected.lines)} log lines, {seconds:.1f} s", flush=True)
+    places: dict[str, int] = dict.fromkeys(("before", "save", "between", "finished"), 0)
+    for number in range(runs):
+        out = folder / f"run-{number:02d}"
+        words = command(out, dtype, compiled)
+        moments = (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["time"])
+        for moment in moments:
+            place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng, seconds)
+            places[place] += 1
+        run_whole(words + ["--resume"] * out.exists())
+        found = outcome(out)
+        same = found == expected
+        print(f"run {number:2d}: killed {' then '.join(moments)}: weights {found.weights} equal: {same}", flush=True)
+        if not same:
+            for then, now in zip(expected.lines, found.lines, strict=False):
+                if then != now:
+                    print(f"  first difference: {then} / {now}")
+                    break
+            raise SystemExit(1)
+        shutil.rmtree(out)
+    print(
+        f"{runs} of {runs} runs equal the unbroken one ({dtype}, compile {compiled}); killed at: {places}", flush=True
+    )
+    return places
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--dtype", action="append", choices=["fp32", "bf16"], help="repeatable; both if none is given")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for dtype in options.dtype or ["fp32", "bf16"]:
+        with tempfile.TemporaryDirectory() as folder:
+            torture(Path(folder), runs=options.runs, dtype=dtype, compiled=options.compile, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
