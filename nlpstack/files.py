@@ -75,6 +75,7 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
         yield temporary
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         for path in files:
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that no other user may read
             fsync_path(path)
         names = [path.relative_to(temporary).as_posix() for path in files]
         entries = {

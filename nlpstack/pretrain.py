@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from nlpstack.config import Resolved
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.errors import ConfigError, ModelError
@@ -41,22 +42,26 @@ def pretrain(
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
     if recipe_arch != "gpt":
         raise ConfigError(f"{run.name}: model.causal=false, a bidirectional encoder, cannot be pretrained yet")
+    start = load_model(options.model) if options.model is not None else None
+    if start is not None:
+        run = _with_shape_of(start, run, f"--model {options.model}")
 
     def prepare(cache: Path, threads: int, note: Callable[[str], None]) -> Material:
-        return prepare_gpt(run, options, cache, threads, note)
+        return prepare_gpt(run, start, options, cache, threads, note)
 
     path = Path(out) if out is not None else Path("runs") / run.name
     return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
-def prepare_gpt(run: Run, options: RunOptions, cache: Path, threads: int, note: Callable[[str], None]) -> Material:
-    """The starting model, with its tokenizer, and the corpus as blocks of tokens."""
+def prepare_gpt(
+    run: Run, start: GPT | None, options: RunOptions, cache: Path, threads: int, note: Callable[[str], None]
+) -> Material:
+    """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as blocks of tokens."""
     config = run.config
-    start = load_model(options.model) if options.model is not None else None
     splits = load_corpus(config.data, note)
     tokenizer = _given_tokenizer(options, start) or make_tokenizer(splits["train"], config.tokenizer, cache, note)
     model = _fresh(run, tokenizer) if start is None else _continued(run, start)
-    what = f"fresh {run.name}" if start is None else f"{options.model}, whose shape holds, not the recipe's"
+    what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
     corpus = tokenize_corpus(splits, tokenizer, cache, threads=threads, note=note, names=("train", "val"))
     task = CausalLM(tokenizer)
@@ -97,8 +102,27 @@ def _fresh(run: Run, tokenizer: Tokenizer) -> GPT:
     return GPT.create(shape, seed=run.config.train.seed, tokenizer=tokenizer)
 
 
+def _with_shape_of(start: GPT, run: Run, source: str) -> Run:
+    """The run with the starting model's shape, but for dropout, which is no weight; a shape asked for is refused."""
+    resolved = run.resolved
+    for key, setter in resolved.origin.items():
+        section, _, name = key.partition(".")
+        if section != "model" or name == "dropout" or setter not in ("flag", "--set"):
+            continue
+        asked, given = getattr(run.config.model, name), getattr(start.config, name)
+        if asked != given:
+            raise ConfigError(f"{setter}: {key}={asked}, but {source} has {given}; leave it out")
+    shape = replace(start.config, dropout=run.config.model.dropout)
+    origin = {key: value for key, value in resolved.origin.items() if not key.startswith("model.")}
+    origin.update((f"model.{name}", source) for name in asdict(shape) if name != "dropout")
+    if "model.dropout" in resolved.origin:
+        origin["model.dropout"] = resolved.origin["model.dropout"]
+    sections = {**resolved.sections, "model": shape}
+    return Run(name=run.name, config=replace(run.config, model=shape), resolved=Resolved(sections, origin))
+
+
 def _continued(run: Run, start: GPT) -> GPT:
-    """The starting model with the recipe's dropout, which is no weight."""
-    model = GPT(replace(start.config, dropout=run.config.model.dropout), start.tokenizer)
+    """A model of the run's shape with the weights of another."""
+    model = GPT(run.config.model, start.tokenizer)
     model.load_state_dict(start.state_dict())
     return model

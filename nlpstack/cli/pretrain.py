@@ -42,13 +42,14 @@ def pretrain_command(recipe: str | None, arch: str | None, **given: Any) -> None
         raise click.UsageError("give a RECIPE or --arch gpt")
     from nlpstack.pretrain import pretrain
     from nlpstack.train.job import RunOptions
-    from nlpstack.train.runtime import StopSignal
+    from nlpstack.train.runtime import StopSignal, keep_freed_memory
 
     flags = {
         "data.paths": list(given["data"]) or None,
         "data.documents": given["documents"],
         **{f"train.{name}": given[name] for name in ("minutes", "seed", "dtype", "device", "threads")},
     }
+    keep_freed_memory()
     with StopSignal().installed() as stop:
         options = RunOptions(
             flags={key: value for key, value in flags.items() if value is not None},

@@ -15,7 +15,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
     """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores.
 
-    On CPUs its backward pass takes a fraction of the fused kernel's (benchmarks/attention.py).
+    On CPUs its backward pass takes a fraction of the fused kernel's (benchmarks/RESULTS.md).
     """
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if causal:

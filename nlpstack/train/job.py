@@ -17,6 +17,7 @@ from nlpstack import __version__
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Example, Loader
 from nlpstack.errors import CheckpointError, ConfigError
+from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
 from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.model import GPT
@@ -106,7 +107,7 @@ class Job:
             return done
         threads = kept.threads if kept else self.config.train.threads or torch.get_num_threads()
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
-        with runtime.session(threads=threads, deterministic=self.config.train.deterministic):
+        with runtime.session(threads=threads, deterministic=self._deterministic(kept)):
             material = self.prepare(cache, threads, self.reporter.say)
             trainer = self._trainer(material, kept)
             if kept is None and self.config.train.minutes is not None:
@@ -123,7 +124,7 @@ class Job:
         """Everything up to and with the first step; the folder is one that will be thrown away."""
         threads = self.config.train.threads or torch.get_num_threads()
         say = self.reporter.say
-        with runtime.session(threads=threads, deterministic=self.config.train.deterministic):
+        with runtime.session(threads=threads, deterministic=self._deterministic(None)):
             material = self.prepare(self.folder.path, threads, say)
             trainer = self._trainer(material, None)
             say(f"shape: {self.config.model}")
@@ -138,6 +139,11 @@ class Job:
             report = next(iter(trainer.steps()))
             say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
 
+    def _deterministic(self, kept: Choices | None) -> bool:
+        if kept is not None:
+            return kept.deterministic
+        return self.config.train.deterministic or runtime.resolve_device(self.config.train.device).type == "cpu"
+
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def _finished(self, kept: Choices) -> RunResult | None:
@@ -145,7 +151,14 @@ class Job:
         results = self.folder.results()
         if results is None or "run" not in results or (self.config.train.steps or 0) > kept.steps:
             return None
-        return RunResult(**{**results["run"], "finished_before": True})
+        if not standing(self.folder.model).exists():
+            return None  # the last checkpoint makes it again
+        try:
+            return RunResult(**{**results["run"], "finished_before": True})
+        except TypeError as error:
+            raise CheckpointError(
+                f"{self.folder.path}/results.json: altered, or of another version ({error})"
+            ) from error
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config.train
@@ -259,7 +272,9 @@ class Job:
         save_model(trainer.model, self.folder.model, card=model_card(facts))
 
     def _finish(self, trainer: Trainer, material: Material) -> RunResult:
-        """Write the model and its last scores, with intervals."""
+        """Write the model (with early stopping the best, else the last) and its scores, with intervals."""
+        if self.config.train.patience:
+            trainer.take_best()
         self._write_model(trainer, material)
         state, task = trainer.state, trainer.task
         scores = evaluate(
@@ -287,6 +302,8 @@ def run_job(
     run: Run, options: RunOptions, out: Path, prepare: Prepare, reporter: Reporter, *, resume: bool, overwrite: bool
 ) -> RunResult | None:
     """Do a run in its folder, or rehearse it in one that is thrown away (None comes back)."""
+    if options.inexact and not resume:
+        raise ConfigError("--inexact goes with --resume; a new run has nothing to be inexact about")
     for flag, given in (("--model", options.model), ("--tokenizer", options.tokenizer)):
         if given is not None and Path(given).resolve() in (out.resolve(), out.resolve() / "model"):
             raise ConfigError(f"{flag} {given}: stands in the run folder {out} itself; give another --out")
@@ -332,7 +349,7 @@ def make_choices(config: RunConfig, material: Material, batch_size: int, reporte
         micro_batch=train.micro_batch or batch_size,
         attention=faster_in_training(device.type),
         loss_chunk=loss_chunk(material.model.config.vocab_size),  # type: ignore[union-attr, arg-type]
-        deterministic=train.deterministic,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
         processor=runtime.processor_name(device.type),
         torch=torch.__version__,
         nlpstack=__version__,

@@ -1,5 +1,6 @@
 """The machine: device, dtype, threads, compiler, clocks and signals. The only reader of the environment outside cli."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -19,12 +20,14 @@ import torch
 from nlpstack import __version__
 from nlpstack.errors import ConfigError
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Dense bf16 peaks in FLOP/s as their maker states them; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-# FLOP/s that training reaches at about, to tell how long a run will be; measured (benchmarks/RESULTS.md).
+# FLOP/s that training reaches at about, to tell how long a run will be; estimates (benchmarks/RESULTS.md).
 _USUAL_FLOPS = {("cpu", "bf16"): 2e11, ("cpu", "fp32"): 8e10, ("cuda", "bf16"): 3e14, ("cuda", "fp32"): 3e13}
-# Seconds a run must last before compiling it pays: compiling takes 20 to 60 s and gains 5 to 10 % on a CPU.
+# Seconds a run must last before it is compiled, which takes about a minute: a guess (benchmarks/RESULTS.md).
 _COMPILE_FROM = {"cpu": 900.0, "cuda": 120.0}
 
 
@@ -59,9 +62,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device=cuda: torch finds no CUDA device here; use --device cpu or auto")
+        raise ConfigError("device=cuda: torch finds no CUDA device here; use --device cpu or auto")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("train.device=mps: torch finds no Apple GPU here; use --device cpu or auto")
+        raise ConfigError("device=mps: torch finds no Apple GPU here; use --device cpu or auto")
     return torch.device(name)
 
 
@@ -70,7 +73,7 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     if name == "auto":
         return "bf16" if fast_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.dtype=fp16: on a CPU it is neither faster nor safe; use bf16 or fp32")
+        raise ConfigError("dtype=fp16: on a CPU it is neither faster nor safe; use bf16 or fp32")
     return name
 
 
@@ -130,22 +133,43 @@ def processor_name(device_type: str) -> str:
 
 @contextmanager
 def session(*, threads: int, deterministic: bool) -> Iterator[None]:
-    """Set what is set for a whole process, and put it back afterwards."""
+    """Set what is set for a whole process, and put it back afterwards.
+
+    `deterministic` costs nothing on a CPU, where it keeps compiled code from adding up gradients in the order in which
+    threads happen to arrive; on a GPU it costs speed.
+    """
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    old_fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     old_workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.set_num_threads(threads)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(old_threads)
         torch.use_deterministic_algorithms(old_deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = old_fill  # type: ignore[attr-defined]
         if deterministic and old_workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
         elif deterministic:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = old_workspace or ""
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory of freed tensors instead of mapping it anew at every step; no result changes.
+
+    For the whole process, so only the command line calls it. Without glibc it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def seed_everything(seed: int) -> None:

@@ -181,6 +181,8 @@ class Trainer:
 
     def train(self) -> None:
         """Run to the last step, or to early stopping; raises Stopped after saving if a signal asked for it."""
+        if self._stops_early():
+            return  # killed after the last validation, before the model was written
         with self.stop.deferred():
             for report in self.steps():
                 last = report.step == self.choices.steps
@@ -189,7 +191,7 @@ class Trainer:
                 improved = False
                 if last or (self.config.val_every and report.step % self.config.val_every == 0):
                     improved = self._validate()
-                early = bool(self.config.patience) and self.state.n_worse >= self.config.patience
+                early = self._stops_early()
                 due = bool(self.config.checkpoint_every) and report.step % self.config.checkpoint_every == 0
                 if last or early or due or improved or self.stop.signum is not None:
                     self.save()
@@ -200,6 +202,16 @@ class Trainer:
                     self.reporter.close()
                     raise Stopped(self.stop.signum, saved=str(self.checkpoints.path(report.step)))
         self.reporter.close()
+
+    def _stops_early(self) -> bool:
+        return bool(self.config.patience) and self.state.n_worse >= self.config.patience
+
+    def take_best(self) -> None:
+        """Put the weights of the best validation in place of the last ones."""
+        best = self.state.best_step
+        if best is not None and best != self.state.step:
+            self.model.load_state_dict(self.checkpoints.load(best).model)
+            self.reporter.say(f"the model is that of step {best}, whose validation was the best")
 
     def _log_step(self, report: StepReport) -> None:
         speed = self.state.tokens / max(self.state.seconds, 1e-9)
