@@ -1,4 +1,4 @@
-"""What every test may count on: two threads, no network, and the shared data where it is there."""
+"""What every test may count on: one thread, no network, and the shared data where it is there."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(2)
+    # Tests run side by side, on tiny models: second threads would only wait for one another.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from tests.tiny import nlpstack, pretrain, tree, write_text
 HOLD = """
 import fcntl, sys
 with open(sys.argv[1], "w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    fcntl.flock(file, fcntl.LOCK_SH)  # only a lock that excludes all others is refused
     print("held", flush=True)
     sys.stdin.read()
 """

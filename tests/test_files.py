@@ -261,3 +261,14 @@ def test_a_manifest_that_is_not_json_is_refused(tmp_path: Path) -> None:
         (folder / MANIFEST).write_text(text)
         with pytest.raises(CheckpointError, match=MANIFEST):
             verify_manifest(folder, CheckpointError, "")
+
+
+def test_files_of_a_new_folder_may_be_read_by_whom_the_umask_lets(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with new_folder(tmp_path / "a") as folder:
+            (folder / "private").write_text("x")
+            (folder / "private").chmod(0o600)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a" / "private").stat().st_mode & 0o777 == 0o644

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click.testing
@@ -21,15 +20,6 @@ from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
 from tests.decode.fakes import random_model
 
 TEXT = "The cat sat on the mat.\nDer Käse ist größer als 5 €.\n"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The model is so small that a second thread only costs time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,23 @@ def test_training_goes_on_from_a_model_with_its_tokenizer(finished, tmp_path):
     assert result.steps == 5
     assert model.tokenizer.hash == start.tokenizer.hash
     assert model.config == start.config
+    assert tomllib.loads((tmp_path / "more" / "config.toml").read_text())["model"]["vocab_size"] == 500
     assert not torch.equal(model.unembedding, start.unembedding)
+
+
+def test_another_shape_than_the_starting_models_is_refused(finished, tmp_path):
+    _, folder, _ = finished
+    options = RunOptions(flags={"data.paths": [str(folder / "text.txt")]}, model=folder / "run")
+    with pytest.raises(ConfigError, match=r"--set: model\.dim=64, but --model .*run has 32"):
+        pretrain("gpt", [*TINY, "model.dim=64"], out=tmp_path / "x", options=options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_inexact_without_resume_is_refused(finished, tmp_path):
+    _, folder, _ = finished
+    options = RunOptions(flags={"data.paths": [str(folder / "text.txt")]}, inexact=True)
+    with pytest.raises(ConfigError, match="--inexact goes with --resume"):
+        pretrain("gpt", TINY, out=tmp_path / "x", options=options)
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(finished, tmp_path):
@@ -195,7 +211,7 @@ def test_activation_checkpointing_gives_the_same_weights(finished, tmp_path, dty
 def test_the_global_state_is_left_as_it_was(finished, tmp_path):
     _, folder, _ = finished
     threads = torch.get_num_threads()
-    options = RunOptions(flags={"data.paths": [str(folder / "text.txt")], "train.threads": 1})
+    options = RunOptions(flags={"data.paths": [str(folder / "text.txt")], "train.threads": threads + 1})
     pretrain("gpt", [*TINY, "train.steps=1"], out=tmp_path / "run", options=options)
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()

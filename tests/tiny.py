@@ -14,7 +14,7 @@ from nlpstack.cli import _exit_code
 from nlpstack.samples import sample
 
 STEPS = 5
-SHAPE = {"model.dim": 32, "model.n_layers": 1, "model.n_heads": 2, "model.max_seq_len": 32}
+SHAPE = {"model.dim": 32, "model.n_layers": 1, "model.n_heads": 2, "model.max_seq_len": 32, "model.dropout": 0.1}
 VALUES = {
     **SHAPE,
     "tokenizer.vocab_size": 500,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data import readers
@@ -130,6 +130,8 @@ def test_a_byte_that_is_not_utf8_is_an_error_with_its_place(
 
 @QUICK
 @given(st.binary(max_size=40), st.integers(0, 40), st.sampled_from(["é\n", "é", "😀", "日 "]), st.integers(4, 20))
+@example(bad=b"\xef\xbb\xbfab\xff", at=0, filling="a", size=8)  # after a byte-order mark
+@example(bad=b"aaa\xf0\x9f\x98\x80\x80", at=0, filling="", size=8)  # where a long line is cut
 def test_the_place_of_a_bad_byte_is_that_in_the_whole_file(
     tmp_path_factory: pytest.TempPathFactory, bad: bytes, at: int, filling: str, size: int
 ) -> None:
@@ -204,8 +206,18 @@ def test_pieces_joined_are_the_text(
         assert documents(path) == ([text] if text else [])
         pieces = [piece.text for piece in read_documents([path], "files", lambda _: None)]
     assert all(len(piece.encode()) <= 4 * size for piece in pieces)
-    if all(len(line.encode()) < size for line in text.split("\n")):  # then every cut is at a line's end
-        assert all(piece.endswith("\n") for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_pieces_end_with_lines_where_lines_are_short(
+    tmp_path: Path, name: str, piece_bytes: Callable[[int], None]
+) -> None:
+    piece_bytes(8)
+    text = "ab\nc d\n" * 9
+    path = pack(tmp_path / name, text.encode() if name == "a.txt" else json.dumps({"text": text}).encode())
+    pieces = [piece.text for piece in read_documents([path], "files", lambda _: None)]
+    assert len(pieces) > 5
+    assert all(piece.endswith("\n") for piece in pieces)
 
 
 def test_a_long_line_is_cut_before_a_space_where_there_is_one(

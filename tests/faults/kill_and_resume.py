@@ -72,15 +72,15 @@ def run_whole(words: list[str]) -> None:
         raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
 
 
-def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Random, seconds: float) -> str:
-    """Start a run and kill it at a moment: "before" the first checkpoint, inside a "save", or any "time".
+def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Random) -> str:
+    """Start a run and kill it at a moment: "before" the first checkpoint, inside a "save", or around a "step".
 
     Returns where it was: "before", "save", "between", or "finished" if it was faster than the killer.
     """
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     started = time.monotonic()
-    checkpoints = out / "checkpoints"
-    wait = rng.uniform(0.3, 1.0) * seconds if moment == "time" else 0.0
+    checkpoints, log = out / "checkpoints", out / "metrics.jsonl"
+    lines = rng.randrange(1, STEPS) if moment == "step" else 1
     saves_to_pass = rng.randrange(3)  # so that not only the first save is hit
     seen: set[str] = set()
     while process.poll() is None:
@@ -88,13 +88,10 @@ def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Rando
         if moment == "save":
             seen |= {path.name for path in checkpoints.glob(".step-*.tmp-*")}
             due = len(seen) > saves_to_pass
-        elif moment == "before":
-            due = (out / "metrics.jsonl").exists() or elapsed > seconds
         else:
-            due = elapsed > wait
+            due = log.exists() and log.read_bytes().count(b"\n") >= lines
         if due:
-            if moment == "save":
-                time.sleep(rng.uniform(0, 0.004))
+            time.sleep(rng.uniform(0, 0.004))
             break
         if elapsed > DEADLINE_SECONDS:
             process.kill()
@@ -115,22 +112,25 @@ def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int) -
     """Do `runs` killed runs beside an unbroken one; raises SystemExit at the first that differs."""
     rng = random.Random(seed)
     whole = folder / "whole"
-    started = time.monotonic()
     run_whole(command(whole, dtype, compiled))
-    expected, seconds = outcome(whole), time.monotonic() - started
-    print(f"unbroken: weights {expected.weights}, {len(expected.lines)} log lines, {seconds:.1f} s", flush=True)
-    places: dict[str, int] = dict.fromkeys(("before", "save", "between", "finished"), 0)
+    expected = outcome(whole)
+    print(f"unbroken: weights {expected.weights}, {len(expected.lines)} log lines", flush=True)
+    places: dict[str, int] = dict.fromkeys(("before", "save", "between"), 0)
     for number in range(runs):
         out = folder / f"run-{number:02d}"
         words = command(out, dtype, compiled)
-        moments = (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["time"])
-        for moment in moments:
-            place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng, seconds)
+        found_at: list[str] = []
+        for moment in (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["step"]):
+            place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng)
+            while place == "finished":  # nothing was killed: once more, from nothing
+                shutil.rmtree(out)
+                place = run_until_killed(words, out, moment, rng)
             places[place] += 1
+            found_at.append(place)
         run_whole(words + ["--resume"] * out.exists())
         found = outcome(out)
         same = found == expected
-        print(f"run {number:2d}: killed {' then '.join(moments)}: weights {found.weights} equal: {same}", flush=True)
+        print(f"run {number:2d}: killed at {', '.join(found_at)}: weights {found.weights} equal: {same}", flush=True)
         if not same:
             for then, now in zip(expected.lines, found.lines, strict=False):
                 if then != now:

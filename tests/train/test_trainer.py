@@ -169,6 +169,14 @@ def test_early_stopping_ends_after_patience_and_survives_a_resume(tmp_path):
     saved = Checkpoints(tmp_path / "checkpoints").load_newest(print).state
     assert (saved["best"], saved["n_worse"]) == (2.0, 2)
     assert 4 in run.checkpoints.steps(), "the best one is kept"
+    again = trainer(tmp_path, train={"patience": 2, "val_every": 2})
+    again.restore(again.checkpoints.load_newest(print))
+    again.train()
+    assert again.state.step == 8, "a run that had stopped early does not go on"
+    again.take_best()
+    best = again.checkpoints.load(4).model
+    assert all(torch.equal(best[name], value) for name, value in again.model.state_dict().items())
+    assert not torch.equal(best["transformer.norm.weight"], run.model.transformer.norm.weight)
 
 
 def test_a_signal_finishes_the_step_saves_and_raises(tmp_path):
