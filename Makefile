@@ -4,13 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-all lint check golden torture
+.PHONY: demo test test-all lint check bench golden torture
 .NOTPARALLEL:
 
 # Train the default GPT on the bundled text, then let it write.
 demo: $(READY)
 	$(BIN)/nlpstack pretrain --arch gpt --overwrite
-	$(BIN)/nlpstack generate --model runs/gpt --temperature 0.7
+	$(BIN)/nlpstack generate --model runs/gpt --temperature 0.6
 
 # The fast tests, on the CPU.
 test: $(READY)
@@ -27,6 +27,11 @@ lint: $(READY)
 	$(BIN)/mypy nlpstack
 
 check: lint test
+
+# Each comparison beside its peer; the figures belong in benchmarks/RESULTS.md.
+bench: $(READY)
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/compiling.py
 
 # Write the golden loss curves and checkpoints anew; say in docs/changelog.md why they changed.
 golden: $(READY)
