@@ -15,7 +15,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
     """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores.
 
-    On CPUs its backward pass takes a fraction of the fused kernel's (benchmarks/RESULTS.md).
+    On CPUs it trains faster than the fused kernel at short contexts, as fast at 256 tokens (benchmarks/RESULTS.md).
     """
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if causal:
@@ -29,5 +29,5 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
 
 
 def faster_in_training(device_type: str) -> str:
-    """Which of the two trains faster on a kind of device: "plain" or "fused"; without gradients it is the fused one."""
+    """Which of the two to train with on a kind of device: "plain" or "fused"; without gradients it is the fused one."""
     return "plain" if device_type == "cpu" else "fused"
