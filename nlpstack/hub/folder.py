@@ -226,6 +226,14 @@ def _pickle_error(file: Path) -> ModelError:
     )
 
 
+def _opened(file: Path) -> safe_open:
+    """The weights file, opened; torch maps it, and says RuntimeError where it is gone, which becomes an OSError."""
+    try:
+        return safe_open(file, framework="pt")
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
 def _read_weights(
     file: Path, config: TransformerConfig, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[GPT, dict[str, Tensor]]:
@@ -235,7 +243,7 @@ def _read_weights(
     changes nothing.
     """
     family = family_of(config)
-    with safe_open(file, framework="pt") as opened:
+    with _opened(file) as opened:
         present = stored_names(family, list(opened.keys()))
         sizes = {name: list(opened.get_slice(there).get_shape()) for name, there in present.items()}
         kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
@@ -255,7 +263,7 @@ def _read_weights(
         dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
     state = {}
     for stored in plan:
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             tensor = opened.get_tensor(present[stored.name])
         rows = (tensor.T if stored.transposed else tensor).split([shapes[name][0] for name in stored.holds])
         for name, part in zip(stored.holds, rows, strict=True):
@@ -279,7 +287,7 @@ def _on_meta(config: TransformerConfig, n_present: int, file: Path) -> GPT:
 def _check_tied(file: Path, present: dict[str, str], plan: list[Stored]) -> None:
     """A tied model's file may hold the one matrix twice, but not two matrices."""
     embedding = next(stored.name for stored in plan if stored.holds == ("transformer.tokens.weight",))
-    with safe_open(file, framework="pt") as opened:
+    with _opened(file) as opened:
         same = torch.equal(opened.get_tensor(present["lm_head.weight"]), opened.get_tensor(present[embedding]))
     if not same:
         raise ModelError(f"{file}: lm_head.weight is not {embedding}, though {CONFIG} ties them (tie_word_embeddings)")

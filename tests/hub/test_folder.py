@@ -308,6 +308,18 @@ def test_an_error_while_saving_leaves_the_old_folder(folder: Path, monkeypatch: 
         assert os.listdir(folder.parent) == ["model"]
 
 
+def test_weights_that_vanish_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch, not Python, opens the file to map it, with an error of its own; a second look then tells what is gone."""
+    monkeypatch.setattr("nlpstack.hub.folder.safe_open", vanishing)
+    with pytest.raises(ModelError, match=r"model.safetensors: missing"):
+        load_model(folder)
+
+
+def vanishing(file: Path, framework: str) -> None:
+    os.rename(file, f"{file}.gone")
+    torch.UntypedStorage.from_file(str(file), shared=False, nbytes=1)  # what safetensors does
+
+
 @pytest.mark.parametrize("in_one_step", [True, False])
 def test_a_reader_always_finds_a_whole_model(folder: Path, in_one_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not in_one_step:
