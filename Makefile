@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-all lint check bench golden torture
+.PHONY: demo test test-all lint check bench golden torture docs
 .NOTPARALLEL:
 
 # Train the default GPT on the bundled text, then let it write.
@@ -41,8 +41,12 @@ golden: $(READY)
 torture: $(READY)
 	$(BIN)/python -m tests.faults.kill_and_resume
 
+# The pages in docs/, as HTML in docs/_build/html; a warning is an error.
+docs: $(READY)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build/html
+
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing nlpstack and its tools into .venv; the first time takes some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,docs]'
 	@touch $@
