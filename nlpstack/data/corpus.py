@@ -1,6 +1,7 @@
 """A corpus and its splits: surveyed once (size, hash, duplicates), then streamed as often as it is needed."""
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ def survey(pieces: Iterator[Piece]) -> Survey:
     whole, document = hashlib.sha256(), hashlib.blake2b(digest_size=8)
     n_chars = n_bytes = 0
     is_blank = True
-    digests: list[int] = []
+    digests = array("Q")
     for text, last in pieces:
         data = text.encode("utf-8")
         n_chars += len(text)
@@ -46,7 +47,7 @@ def survey(pieces: Iterator[Piece]) -> Survey:
         n_bytes=n_bytes,
         is_blank=is_blank,
         sha256=whole.hexdigest(),
-        digests=np.array(digests, dtype=np.uint64),
+        digests=np.frombuffer(digests, dtype=np.uint64),
     )
 
 

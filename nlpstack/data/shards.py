@@ -1,13 +1,16 @@
 """Tokenized text on disk: memory-mapped .npy shards that say what they hold, cached by content."""
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -16,7 +19,7 @@ from nlpstack.errors import DataError
 from nlpstack.files import fsync_path, read_json_object, sha256_file, write_text
 
 FORMAT = 1
-SHARD_TOKENS = 1 << 24  # tokens held before a shard is written: at most 64 MB
+SHARD_TOKENS = 1 << 24  # tokens in a shard, at least: up to 64 MB, which a killed run may have to do again
 GROUP_BYTES = 1 << 22  # characters handed to the tokenizer at a time
 INDEX = "index.json"
 _NOTHING_DONE: dict[str, Any] = {"pieces_done": 0, "tokens_done": 0, "bytes_done": 0, "state": [True, 0, False]}
@@ -119,10 +122,10 @@ class _Writer:
 
     def __init__(self, folder: Path, spec: ShardSpec, report: Callable[[str], None]) -> None:
         self.folder, self.spec, self.report = folder, spec, report
+        _remove_orphans(folder)
         self.entries = self._whole_shards()
-        self.tokens: list[np.ndarray] = []
-        self.n_held = 0
-        self.table: list[tuple[int, int]] = []  # (end, words) of the documents that end in the shard being made
+        self.shard = _GrowingArray(self._temporary, spec.dtype)
+        self.table = array("q")  # end and words of each document that ends in the shard being made
         totals = self.entries[-1] if self.entries else _NOTHING_DONE
         self.n_pieces: int = totals["pieces_done"]
         self.n_tokens: int = totals["tokens_done"]
@@ -150,13 +153,16 @@ class _Writer:
     def run(self, pieces: Iterable[Piece], encode: Callable[[list[str]], list[np.ndarray]]) -> None:
         """Tokenize everything, then write the index that makes the folder whole."""
         started, bytes_before = time.perf_counter(), self.n_bytes
-        for group in _groups(pieces, skip=self.n_pieces):
-            for piece, ids in zip(group, encode([piece.text for piece in group]), strict=True):
-                self._add(piece, ids)
-            if self.n_held >= SHARD_TOKENS:
-                self._flush()
-        if self.n_held or not self.entries:
-            self._flush()
+        try:
+            for group in _groups(pieces, skip=self.n_pieces):
+                for piece, ids in zip(group, encode([piece.text for piece in group]), strict=True):
+                    self._add(piece, ids)
+                if len(self.shard) >= SHARD_TOKENS:
+                    self._finish_shard()
+            if len(self.shard) or not self.entries:
+                self._finish_shard()
+        finally:
+            self.shard.discard()
         index = {"format": FORMAT, "spec": asdict(self.spec), "n_tokens": self.n_tokens, "n_bytes": self.n_bytes}
         index["shards"] = [{key: e[key] for key in ("name", "n_tokens", "sha256", "docs_sha256")} for e in self.entries]
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
@@ -169,8 +175,7 @@ class _Writer:
         bos = [self.spec.bos_id] if self.fresh and self.spec.bos_id is not None else []
         eos = [self.spec.eos_id] if piece.last and self.spec.eos_id is not None else []
         row = np.concatenate((bos, ids, eos)).astype(self.spec.dtype)
-        self.tokens.append(row)
-        self.n_held += len(row)
+        self.shard.append(row)
         self.n_tokens += len(row)
         self.n_bytes += len(piece.text.encode("utf-8"))
         joined = self.in_word and not piece.text[:1].isspace()  # a word that was cut counts once
@@ -179,23 +184,26 @@ class _Writer:
         self.fresh = piece.last
         self.n_pieces += 1
         if piece.last:
-            self.table.append((self.n_tokens, self.words))
+            self.table.extend((self.n_tokens, self.words))
             self.words, self.in_word = 0, False
 
-    def _flush(self) -> None:
-        name = f"shard-{len(self.entries):05d}"
-        tokens = np.concatenate(self.tokens) if self.tokens else np.zeros(0, self.spec.dtype)
-        table = np.array(self.table, dtype=np.int64).reshape(-1, 2)
-        for suffix, array in ((".npy", tokens), (".docs.npy", table)):
-            # Renamed when whole: another run may be making, or already reading, the same shards.
-            temporary = self.folder / f".{name}.tmp-{os.getpid()}.npy"
-            np.save(temporary, array, allow_pickle=False)
-            fsync_path(temporary)
-            os.replace(temporary, self.folder / (name + suffix))
+    @property
+    def _temporary(self) -> Path:
+        """Where the shard being made stands: renamed when whole, since another run may be making the same one."""
+        return self.folder / f".shard-{len(self.entries):05d}.tmp-{os.getpid()}.npy"
+
+    def _finish_shard(self) -> None:
+        name, temporary = f"shard-{len(self.entries):05d}", self._temporary
+        n_tokens = len(self.shard)
+        self.shard.finish()
+        os.replace(temporary, self.folder / f"{name}.npy")
+        np.save(temporary, np.frombuffer(self.table, dtype=np.int64).reshape(-1, 2), allow_pickle=False)
+        fsync_path(temporary)
+        os.replace(temporary, self.folder / f"{name}.docs.npy")
         entry = {
             "name": name,
             "spec": asdict(self.spec),
-            "n_tokens": len(tokens),
+            "n_tokens": n_tokens,
             "sha256": sha256_file(self.folder / f"{name}.npy"),
             "docs_sha256": sha256_file(self.folder / f"{name}.docs.npy"),
             "pieces_done": self.n_pieces,
@@ -205,7 +213,61 @@ class _Writer:
         }
         write_text(self.folder / f"{name}.json", json.dumps(entry) + "\n")
         self.entries.append(entry)
-        self.tokens, self.table, self.n_held = [], [], 0
+        self.shard, self.table = _GrowingArray(self._temporary, self.spec.dtype), array("q")
+
+
+class _GrowingArray:
+    """A .npy file of one axis that is written as its rows come; nothing of it is held in memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self.dtype = path, dtype
+        self._length = 0
+        self._file = _locked(path)
+        self._write_header()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the length to grow, so that it may be written again in place.
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, row: np.ndarray) -> None:
+        """Add values at the end."""
+        self._file.write(row.tobytes())
+        self._length += len(row)
+
+    def finish(self) -> None:
+        """Write the length, and force the file onto the disk."""
+        self._file.seek(0)
+        self._write_header()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def discard(self) -> None:
+        """Take the file away."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A new file, open and locked, so that no other process takes it for an orphan."""
+    while True:
+        file = open(path, "w+b")  # noqa: SIM115 - open until the shard is whole
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+        file.close()  # taken for an orphan between the two calls
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Delete unfinished shards of writers that were killed; one that is being written is locked."""
+    for path in folder.glob(".shard-*.tmp-*"):
+        with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:

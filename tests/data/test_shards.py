@@ -1,5 +1,6 @@
 """Shards hold the tokens of the whole text, are reused while they are whole, and go on where a killed run left them."""
 
+import fcntl
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -249,6 +250,24 @@ def test_a_second_writer_never_writes_into_shards_that_are_being_read(tmp_path: 
     assert before.keys() == after.keys()
     assert all(before[name] != after[name] for name in before)  # another file under the name; the old one is mapped
     assert first.read(0, len(first)).tolist() == expected(TEXTS)
+
+
+def test_unfinished_shards_of_killed_writers_are_deleted_and_those_of_others_are_not(tmp_path: Path) -> None:
+    folder = tokenize(tmp_path, pieces(TEXTS)).folder
+    (folder / "index.json").unlink()
+    orphan, being_written = (folder / f".shard-00000.tmp-{number}.npy" for number in (1, 2))
+    orphan.touch()
+    with open(being_written, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tokenize(tmp_path, pieces(TEXTS))
+        assert not orphan.exists()
+        assert being_written.exists()
+
+
+def test_an_error_on_the_way_leaves_no_unfinished_shard(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        tokenize(tmp_path, pieces(TEXTS), encoder=killed_after(0))
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_the_index_says_what_the_shards_hold(tmp_path: Path) -> None:
