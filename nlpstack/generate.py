@@ -19,7 +19,7 @@ DEFAULT_SAMPLING = Sampling()
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """One generation a prompt, in the prompts' order, and how fast they came."""
+    """As many generations a prompt as there are samples, in the prompts' order, and how fast they came."""
 
     generations: list[Generation]
     timing: Timing
@@ -41,8 +41,9 @@ def generate(
     """What a model, or the one in a folder, writes after each prompt; an empty prompt starts from nothing.
 
     `dtype` is that of the weights. A model object is left as it is: device "auto" means where it stands, and for
-    another device or dtype a copy is made. `threads` compute during the call (None: as many as now). `on_text` is
-    given the text of a single prompt as it grows.
+    another device or dtype a copy is made. `threads` compute during the call (None: as many as now). At most
+    `batch_size` texts are written at a time, or one prompt's samples or beams. `on_text` is given the text of a single
+    prompt as it grows.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")

@@ -1,6 +1,7 @@
 """The command and its function on a small saved model."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from nlpstack.cli.generate import generate_command
+from nlpstack.cli.sampling import make_sampling, sampling_options
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError, DataError, ModelError, NlpstackError
 from nlpstack.generate import default_prompts, generate, read_prompts
@@ -146,6 +148,90 @@ def test_json_is_one_line_with_an_entry_a_prompt(run: Path, tmp_path: Path) -> N
     assert f"prompts: 3 ({file})" in result.stderr
 
 
+def test_json_has_an_entry_a_sample_in_prompt_order(run: Path) -> None:
+    options = ["--model", run, "--prompt", "The", "--prompt", "", "--json", "--max-new-tokens", 9]
+    result = command(*options, "--samples", 3, "--seed", 2)
+    expected = generate(run, ["The", ""], Sampling(max_new_tokens=9, samples=3, seed=2)).generations
+    assert json.loads(result.stdout) == [
+        {
+            "prompt": one.prompt,
+            "sample": n % 3,
+            "text": one.text,
+            "tokens": len(one.tokens),
+            "stopped_by": one.stopped_by,
+        }
+        for n, one in enumerate(expected)
+    ]
+    assert "prompts: 2 (--prompt)" in result.stderr
+    (one,) = json.loads(command(*options[:4], "--json", "--max-new-tokens", 4, "--beams", 3, "--logprobs").stdout)
+    (beam,) = generate(run, ["The"], Sampling(max_new_tokens=4, beams=3, logprobs=True)).generations
+    parts = zip(beam.tokens, beam.pieces, beam.logprobs, strict=True)
+    assert one == {
+        "prompt": "The",
+        "text": beam.text,
+        "tokens": len(beam.tokens),
+        "stopped_by": beam.stopped_by,
+        "score": beam.score,
+        "logprobs": [{"id": token, "text": text, "logprob": logprob} for token, text, logprob in parts],
+    }
+    assert sum(part["logprob"] for part in one["logprobs"]) / len(beam.tokens) == pytest.approx(one["score"], rel=1e-5)
+
+
+def test_every_option_of_sampling_has_a_flag() -> None:
+    flags = {
+        "max_new_tokens": (["--max-new-tokens", 5], 5),
+        "min_new_tokens": (["--min-new-tokens", 2], 2),
+        "greedy": (["--greedy"], True),
+        "temperature": (["--temperature", 0.5], 0.5),
+        "top_k": (["--top-k", 3], 3),
+        "top_p": (["--top-p", 0.5], 0.5),
+        "min_p": (["--min-p", 0.5], 0.5),
+        "beams": (["--beams", 2], 2),
+        "length_penalty": (["--length-penalty", 0.5], 0.5),
+        "repetition_penalty": (["--repetition-penalty", 1.5], 1.5),
+        "frequency_penalty": (["--frequency-penalty", 0.5], 0.5),
+        "presence_penalty": (["--presence-penalty", -0.5], -0.5),
+        "penalize_prompt": (["--no-penalize-prompt"], False),
+        "no_repeat_ngram": (["--no-repeat-ngram", 2], 2),
+        "logit_bias": (["--bias", "a=2", "--bias", "id:300=-1", "--bias", "==0.5"], {"a": 2.0, 300: -1.0, "=": 0.5}),
+        "banned": (["--ban", "a", "--ban", "id:300"], ("a", 300)),
+        "forced": (["--force", "T", "--force", "h"], ("T", "h")),
+        "stop": (["--stop", "a", "--stop", "id:3"], ("a", "id:3")),
+        "samples": (["--samples", 2], 2),
+        "logprobs": (["--logprobs"], True),
+        "seed": (["--seed", 8], 8),
+    }
+    read = click.command()(sampling_options(lambda **options: make_sampling(options)))
+    assert set(flags) == set(Sampling.__dataclass_fields__)
+    for name, (words, value) in flags.items():
+        needed = ["--beams", 2] if name == "length_penalty" else []
+        sampling, given = read.main([str(word) for word in [*words, *needed]], standalone_mode=False)
+        assert getattr(sampling, name) == value != getattr(Sampling(), name)
+        assert given == {name, *(["beams"] if needed else [])}
+
+
+def test_several_texts_of_a_prompt_are_told_apart(run: Path) -> None:
+    result = command("--model", run, "--prompt", "The", "--prompt", "D", "--samples", 2, "--max-new-tokens", 5)
+    texts = [
+        one.prompt + one.text for one in generate(run, ["The", "D"], Sampling(max_new_tokens=5, samples=2)).generations
+    ]
+    headings = [f"--- prompt {n}, text {k}" for n in (1, 2) for k in (1, 2)]
+    assert result.stdout == "".join(f"{heading}\n{text}\n" for heading, text in zip(headings, texts, strict=True))
+    result = command("--model", run, "--prompt", "The", "--beams", 3, "--samples", 2, "--max-new-tokens", 5)
+    assert result.stdout.count(", score -") == 2
+    assert "sampling: max_new_tokens 5, beams 3, length_penalty 1.0 (default), samples 2\n" in result.stderr
+
+
+def test_logprobs_are_shown_a_line_a_token(run: Path) -> None:
+    options = ["--model", run, "--prompt", "The", "--max-new-tokens", 4, "--greedy", "--logprobs"]
+    (one,) = generate(run, ["The"], Sampling(max_new_tokens=4, greedy=True, logprobs=True)).generations
+    lines = command(*options).stdout.removeprefix("The" + one.text).splitlines()[1:]
+    parts = zip(one.logprobs, one.tokens, one.pieces, strict=True)
+    assert [line.split(maxsplit=2) for line in lines] == [
+        [f"{lp:.4f}", str(token), repr(text)] for lp, token, text in parts
+    ]
+
+
 def test_the_text_goes_to_stdout_and_the_report_to_stderr(run: Path) -> None:
     options = ["--model", run, "--max-new-tokens", 40, "--temperature", 0]
     result = command(*options)
@@ -196,8 +282,23 @@ def test_the_command_refuses_what_cannot_be_meant(run: Path) -> None:
         (["--greedy", "--top-p", 0.5], "greedy with top_p=0.5"),
         (["--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one or the other"),
         (["--prompt", "a" * 50], "prompt 1 has 50 tokens, the model's context holds 32"),
+        (["--beams", 3, "--temperature", 0.7], "beams=3 with temperature=0.7: beam search draws nothing"),
+        (["--beams", 3, "--prompt", "a"], "prompt 1 has 1 tokens, with max_new_tokens=128 that is 129"),
+        (["--samples", 2, "--greedy"], "samples=2 with greedy"),
+        (["--length-penalty", 2], "length_penalty=2.0 without beams"),
+        (["--prompt", "a", "--bias", "the cat=1"], "logit_bias: unknown token 'the cat', the tokenizer cuts it into 7"),
+        (
+            ["--prompt", "a", "--bias", "id:99999=1"],
+            "logit_bias: unknown token 99999, the tokenizer's ids run from 0 to",
+        ),
+        (["--bias", "the"], "--bias 'the': expected TOKEN=NUMBER"),
+        (["--bias", "=2"], "--bias '=2': expected TOKEN=NUMBER"),
+        (["--bias", "a=x"], "--bias 'a=x': expected TOKEN=NUMBER"),
+        (["--bias", "a=1", "--bias", "a=2"], "--bias 'a=2': 'a' has a bias already, 1.0"),
+        (["--prompt", "a", "--ban", "a", "--force", "a"], "is banned and forced"),
+        (["--prompt", "a", "--ban", "id:0"], "banned: token 0 is a special one"),
     ]:
-        with pytest.raises(NlpstackError, match=message):
+        with pytest.raises(NlpstackError, match=re.escape(message)):
             command("--model", run, *options)
 
 

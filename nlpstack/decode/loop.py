@@ -3,83 +3,38 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from nlpstack.decode.beam import search
 from nlpstack.decode.cached_batch import CachedBatch
-from nlpstack.decode.sampling import Sampling, choose, row_generator
-from nlpstack.decode.text import TextStream
-from nlpstack.errors import ConfigError, DataError
+from nlpstack.decode.filters import choose, row_generator
+from nlpstack.decode.generation import Continuation, Generation, Prompt, Timing, encode_prompts
+from nlpstack.decode.penalties import History, uses_history
+from nlpstack.decode.rules import TokenRules
+from nlpstack.decode.sampling import Sampling
+from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
 
 if TYPE_CHECKING:
     from nlpstack.tokenizer.base import Tokenizer
 
-StoppedBy = Literal["eos", "stop", "length"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """What a model wrote after one prompt."""
-
-    prompt: str
-    text: str  # new text only, cut before the stop string
-    tokens: list[int]  # every new token, the end-of-text token and those of the stop string among them
-    n_prompt_tokens: int  # with the beginning-of-text token of an empty prompt
-    stopped_by: StoppedBy  # "length": max_new_tokens
-    slides: int  # how often the context was full, and half of it was dropped
-
-
-@dataclass(kw_only=True)
-class Timing:
-    """Where the time went: prompts, to each one's first new token; then all further tokens."""
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Both parts together."""
-        return self.prefill_seconds + self.decode_seconds
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens per second."""
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_tokens else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """New tokens per second over all rows, without each row's first."""
-        return self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0
-
 
 class _Row:
-    """One prompt while it is continued."""
+    """One text of a prompt while it is written."""
 
-    def __init__(self, index: int, prompt: str, prompt_tokens: list[int], sampling: Sampling) -> None:
+    def __init__(self, prompt: Prompt, sample: int, tokenizer: "Tokenizer", sampling: Sampling) -> None:
         self.prompt = prompt
-        self.prompt_tokens = prompt_tokens
-        self.generator = row_generator(sampling.seed, index)
-        self.stream = TextStream(sampling.stop)
-        self.tokens: list[int] = []
-        self.stopped_by: StoppedBy | None = None
+        self.sample = sample
+        place = (prompt.number - 1, sample) if sample else (prompt.number - 1,)
+        self.generator = row_generator(sampling.seed, *place)
+        self.continuation = Continuation(tokenizer, sampling)
         self.slides = 0
 
     def generation(self) -> Generation:
-        assert self.stopped_by is not None
-        return Generation(
-            prompt=self.prompt,
-            text=self.stream.text,
-            tokens=self.tokens,
-            n_prompt_tokens=len(self.prompt_tokens),
-            stopped_by=self.stopped_by,
-            slides=self.slides,
-        )
+        return self.continuation.generation(self.prompt, sample=self.sample, slides=self.slides)
 
 
 def decode(
@@ -93,40 +48,36 @@ def decode(
 ) -> tuple[list[Generation], Timing]:
     """What the model writes after each prompt, in their order, and how long it took.
 
-    A row depends on its prompt, its place in `prompts` and the sampling alone, not on the rows decoded beside it.
-    `on_text` is given the text of a single prompt as it grows, in pieces that make up the text.
+    Each prompt has as many entries, one after the other, as there are samples. A row depends on its prompt, its place
+    in `prompts`, its number among the samples and the sampling alone, not on the rows decoded beside it. At most
+    `batch_size` rows are decoded at a time, or one prompt's, each sample or beam being a row. `on_text` is given the
+    text of a single prompt as it grows, in pieces that make up the text; that of beam search comes in one piece.
+
+    Beam search holds prompt and new tokens in the model's context: DataError where they would not fit. Otherwise a
+    row that fills the context goes on from the last half of it.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: must be at least 1")
-    if on_text is not None and len(prompts) != 1:
-        raise ConfigError(f"text can be streamed for one prompt at a time, not for {len(prompts)}")
-    encoded = [_prompt_tokens(tokenizer, prompt, n, model.config.max_seq_len) for n, prompt in enumerate(prompts, 1)]
-    rows = [
-        _Row(index, prompt, tokens, sampling)
-        for index, (prompt, tokens) in enumerate(zip(prompts, encoded, strict=True))
-    ]
-    decoder = _Decoder(model, tokenizer, sampling, on_text)
+    if on_text is not None and (len(prompts) != 1 or sampling.samples > 1):
+        n_samples = f" with {sampling.samples} samples" * (sampling.samples > 1)
+        raise ConfigError(f"text can be streamed for one prompt at a time, not for {len(prompts)}{n_samples}")
+    rules = TokenRules(sampling, tokenizer, model)
+    encoded = encode_prompts(tokenizer, prompts, model.config.max_seq_len, sampling)
+    timing = Timing()
+    together = max(1, batch_size // max(sampling.beams, sampling.samples))
+    generations: list[Generation] = []
     with evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            decoder.decode(rows[start : start + batch_size])
-    return [row.generation() for row in rows], decoder.timing
-
-
-def _prompt_tokens(tokenizer: "Tokenizer", prompt: str, number: int, context: int) -> list[int]:
-    tokens = tokenizer.encode(prompt)
-    if not tokens:
-        if tokenizer.bos_id is None:
-            raise DataError(
-                f"prompt {number} is empty, and the model's tokenizer has no beginning-of-text token to start from; "
-                "give a prompt"
-            )
-        return [tokenizer.bos_id]
-    if len(tokens) > context:
-        raise DataError(
-            f"prompt {number} has {len(tokens):,} tokens, the model's context holds {context:,} (max_seq_len); "
-            f"shorten it: {prompt[:40]!r}{'...' * (len(prompt) > 40)}"
-        )
-    return tokens
+        for start in range(0, len(encoded), together):
+            part = encoded[start : start + together]
+            if sampling.beams > 1:
+                generations += search(model, tokenizer, part, rules, timing)
+                if on_text is not None and generations[0].text:
+                    on_text(generations[0].text)
+            else:
+                rows = [_Row(prompt, k, tokenizer, sampling) for prompt in part for k in range(sampling.samples)]
+                _decode(model, part, rows, rules, timing, on_text)
+                generations += [row.generation() for row in rows]
+    return generations, timing
 
 
 @contextmanager
@@ -141,69 +92,64 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Decoder:
-    """The decoding loop, and what it needs in every round."""
-
-    def __init__(
-        self, model: GPT, tokenizer: "Tokenizer", sampling: Sampling, on_text: Callable[[str], None] | None
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.sampling = sampling
-        self.on_text = on_text
-        self.timing = Timing()
-        self.banned = _banned(tokenizer, model)
-
-    def decode(self, rows: list[_Row]) -> None:
-        """Continue these rows together until each has stopped."""
-        timing, start = self.timing, time.perf_counter()
-        with torch.inference_mode():
-            batch = CachedBatch(self.model, [row.prompt_tokens for row in rows], self.sampling.max_new_tokens)
-            tokens = self._choose(batch.prefill(), rows)
-        timing.prefill_tokens += sum(len(row.prompt_tokens) for row in rows)
-        timing.prefill_seconds += time.perf_counter() - start
-        while True:
-            start = time.perf_counter()
-            for row, token, slides in zip(rows, tokens, batch.slides, strict=True):
-                row.slides = slides
-                self._add(row, token)
-            going = [n for n, row in enumerate(rows) if row.stopped_by is None]
-            if not going:
-                timing.decode_seconds += time.perf_counter() - start
-                return
-            with torch.inference_mode():
-                if len(going) < len(rows):
-                    batch.keep(going)
-                    rows, tokens = [rows[n] for n in going], [tokens[n] for n in going]
-                tokens = self._choose(batch.step(tokens), rows)
-            timing.decode_tokens += len(rows)
+def _decode(
+    model: GPT,
+    prompts: list[Prompt],
+    rows: list[_Row],
+    rules: TokenRules,
+    timing: Timing,
+    on_text: Callable[[str], None] | None,
+) -> None:
+    """Continue these rows, the same number for each prompt, together until each has stopped."""
+    sampling, start = rules.sampling, time.perf_counter()
+    history = None
+    with torch.inference_mode():
+        batch = CachedBatch(model, [prompt.tokens for prompt in prompts], sampling.max_new_tokens)
+        logits = batch.prefill()
+        if sampling.samples > 1:  # each prompt was read once; its samples go on from there
+            copies = [n for n in range(len(prompts)) for _ in range(sampling.samples)]
+            batch.keep(copies)
+            logits = logits[copies]
+        if uses_history(sampling):
+            history = History([row.prompt.tokens for row in rows], logits.device)
+        tokens = _choose(logits, rows, rules, history)
+    timing.prefill_tokens += sum(len(prompt.tokens) for prompt in prompts)
+    timing.prefill_seconds += time.perf_counter() - start
+    while True:
+        start = time.perf_counter()
+        for row, token, slides in zip(rows, tokens, batch.slides, strict=True):
+            row.slides = slides
+            text = row.continuation.add(token)
+            if text and on_text is not None:
+                on_text(text)
+        going = [n for n, row in enumerate(rows) if row.continuation.stopped_by is None]
+        if not going:
             timing.decode_seconds += time.perf_counter() - start
-
-    def _choose(self, logits: Tensor, rows: list[_Row]) -> list[int]:
-        if self.banned is not None:
-            logits = logits.masked_fill(self.banned, -torch.inf)
-        return choose(logits, self.sampling, [row.generator for row in rows])
-
-    def _add(self, row: _Row, token: int) -> None:
-        """Add a token to its row, pass new text on, and note if the row stops here."""
-        row.tokens.append(token)
-        last = len(row.tokens) == self.sampling.max_new_tokens
-        ended = token == self.tokenizer.eos_id
-        data = b"" if ended else self.tokenizer.token_bytes(token)
-        text = row.stream.push(data, final=ended or last)
-        if row.stream.stopped:
-            row.stopped_by = "stop"
-        elif ended:
-            row.stopped_by = "eos"
-        elif last:
-            row.stopped_by = "length"
-        if text and self.on_text is not None:
-            self.on_text(text)
+            return
+        with torch.inference_mode():
+            if len(going) < len(rows):
+                batch.keep(going)
+                rows, tokens = [rows[n] for n in going], [tokens[n] for n in going]
+                if history is not None:
+                    history.keep(going)
+            if history is not None:
+                history.add(tokens)
+            tokens = _choose(batch.step(tokens), rows, rules, history)
+        timing.decode_tokens += len(rows)
+        timing.decode_seconds += time.perf_counter() - start
 
 
-def _banned(tokenizer: "Tokenizer", model: GPT) -> Tensor | None:
-    """True (V,) at ids that are never chosen: special ones but end of text, and ids the tokenizer does not have."""
-    banned = torch.zeros(model.config.vocab_size, dtype=torch.bool)
-    banned[tokenizer.vocab_size :] = True
-    banned[[token for token in tokenizer.special_ids if token != tokenizer.eos_id]] = True
-    return banned.to(model.unembedding.device) if banned.any() else None
+def _choose(logits: Tensor, rows: list[_Row], rules: TokenRules, history: History | None) -> list[int]:
+    """The next token of each row, given its logits (B, V)."""
+    sampling, n_new = rules.sampling, len(rows[0].continuation.tokens)
+    allowed = rules.apply(logits, history, n_new)
+    if sampling.no_repeat_ngram:
+        stuck = (allowed == -torch.inf).all(dim=-1).tolist()
+        if any(stuck):
+            raise rules.nothing_left(rows[stuck.index(True)].prompt.number, n_new)
+    tokens = choose(allowed, sampling, [row.generator for row in rows])
+    if sampling.logprobs:
+        own = logits.double().log_softmax(dim=-1)[range(len(rows)), tokens]
+        for row, logprob in zip(rows, own.tolist(), strict=True):
+            row.continuation.logprobs.append(logprob)
+    return tokens

@@ -17,6 +17,13 @@ class TextStream:
         self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
+    def copy(self) -> "TextStream":
+        """A stream that goes on from here on its own."""
+        other = TextStream(self.stop)
+        other.stopped, other.text, other._held = self.stopped, self.text, self._held
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
     def push(self, data: bytes, *, final: bool = False) -> str:
         """What these further bytes add to the text; with `final`, nothing is held back any longer."""
         if self.stopped:

@@ -1,20 +1,21 @@
 """Batches with a cache against one full forward pass a token."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError, DataError
-from nlpstack.hub import save_model
 from tests.decode.fakes import SHAPES, ByteTokenizer, random_model, scripted, uncached
 
 PROMPTS = ["", "The cat sat", "x" * 24, "on the mat, 23 letters.", "é", "z" * 17]
 LENGTHS = {"within": (40, 15), "sliding": (24, 50)}  # context, new tokens
-ACTIVATIONS = {"learned": "gelu_tanh", "rotary-grouped": "swiglu"}  # GPT-2's and Llama's
 WAYS = {"greedy": {"greedy": True}, "sampled": {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "seed": 5}}
+RULES = {
+    "penalties": {"repetition_penalty": 1.4, "frequency_penalty": 0.5, "presence_penalty": 0.7, "no_repeat_ngram": 2},
+    "prompt-too": {"frequency_penalty": 2.0, "presence_penalty": 1.0, "penalize_prompt": True, "seed": 2},
+    "prompt-not": {"repetition_penalty": 1.9, "no_repeat_ngram": 2, "penalize_prompt": False, "min_p": 0.02},
+    "tokens": {"logit_bias": {40: 3.0, 3: 4.0}, "banned": (50, 51), "forced": (70, 80), "min_new_tokens": 9},
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -32,6 +33,61 @@ def test_ragged_cached_decoding_matches_a_full_forward_of_each_prompt(shape: str
         assert one.text == model.tokenizer.decode(tokens)
     if length == "sliding":
         assert max(one.slides for one in generations) >= 4
+
+
+@pytest.mark.parametrize("context", [40, 12])  # at 12 it slides
+@pytest.mark.parametrize("rules", RULES)
+def test_rules_for_tokens_match_their_definition_on_a_full_forward(rules: str, context: int) -> None:
+    model = random_model("rotary-grouped", max_seq_len=context)
+    sampling = Sampling(max_new_tokens=18, **RULES[rules])
+    prompts = ["", "abcabcabc", "é"]
+    generations, _ = decode(model, model.tokenizer, prompts, sampling)
+    expected = [uncached(model, prompt, sampling, row=row) for row, prompt in enumerate(prompts)]
+    assert [(one.tokens, one.slides) for one in generations] == expected
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_temperature_zero_equals_greedy_through_all_rules(rules: str) -> None:
+    model = random_model("rotary-grouped")
+    options = {name: value for name, value in RULES[rules].items() if name != "min_p"} | {"max_new_tokens": 15}
+    greedy, _ = decode(model, model.tokenizer, PROMPTS, Sampling(greedy=True, **options))
+    assert decode(model, model.tokenizer, PROMPTS, Sampling(temperature=0, **options))[0] == greedy
+    assert decode(model, model.tokenizer, PROMPTS, Sampling(temperature=1e-6, **options))[0] == greedy
+
+
+def test_samples_of_a_prompt_are_drawn_as_if_alone_and_come_in_prompt_order() -> None:
+    model = random_model("rotary-grouped")
+    options = {"max_new_tokens": 12, "seed": 7, "repetition_penalty": 1.2}
+    generations, timing = decode(model, model.tokenizer, PROMPTS, Sampling(samples=3, **options), batch_size=7)
+    assert [(one.prompt, one.sample) for one in generations] == [(prompt, k) for prompt in PROMPTS for k in range(3)]
+    for n, one in enumerate(generations):
+        sampling = Sampling(**options)
+        tokens, slides = uncached(model, one.prompt, sampling, row=n // 3, sample=n % 3)
+        assert (one.tokens, one.slides) == (tokens, slides)
+    assert generations[::3] == decode(model, model.tokenizer, PROMPTS, Sampling(**options))[0]
+    assert len({tuple(one.tokens) for one in generations}) == len(generations)
+    assert timing.prefill_tokens == sum(max(1, len(prompt.encode())) for prompt in PROMPTS)
+
+
+def test_logprobs_are_those_of_the_model_whatever_the_options() -> None:
+    model = random_model("rotary-grouped", max_seq_len=64)
+    options = {"max_new_tokens": 20, "logprobs": True, "forced": (9,), "banned": (3,)}
+    for more in ({"temperature": 0.5, "top_k": 9, "repetition_penalty": 1.5}, {"greedy": True, "logit_bias": {7: 3.0}}):
+        generations, _ = decode(model, model.tokenizer, PROMPTS, Sampling(**options, **more))
+        for prompt, one in zip(PROMPTS, generations, strict=True):
+            start = model.tokenizer.encode(prompt) or [2]
+            with torch.no_grad():
+                logits = model(torch.tensor([start + one.tokens]))[0, len(start) - 1 : -1]
+            expected = logits.double().log_softmax(-1)[range(20), one.tokens]
+            assert one.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+    (one,), _ = decode(model, model.tokenizer, ["a"], Sampling(max_new_tokens=3))
+    assert (one.logprobs, one.score, one.sample) == (None, None, 0)
+
+
+def test_pieces_are_what_each_token_adds() -> None:
+    script = [*ByteTokenizer().encode("hé"), 3]
+    (one,), _ = decode(scripted(random_model(), script), ByteTokenizer(), ["a"], Sampling(greedy=True))
+    assert one.pieces == ["h", "\ufffd", "\ufffd", ""]
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 5])
@@ -64,28 +120,6 @@ def test_the_seed_decides_the_text() -> None:
     assert text(seed=1) != text(seed=2)
     assert text(seed=1)[0] != text(seed=1)[1]  # same prompt, another row
     assert text(temperature=0) == text(temperature=0, seed=3) == text(greedy=True)
-
-
-@pytest.mark.parametrize("shape", ["learned", "rotary-grouped"])
-def test_greedy_decoding_matches_transformers(shape: str, tmp_path: Path) -> None:
-    ours, tokenizer = random_model(shape, max_seq_len=64, activation=ACTIVATIONS[shape]), ByteTokenizer()
-    ours.tokenizer = None
-    save_model(ours, tmp_path / "model")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    prompts = [chr(97 + n) * (n % 7 + 1) + str(n) for n in range(8)]
-    generations, _ = decode(ours, tokenizer, prompts, Sampling(max_new_tokens=30, greedy=True))
-    for prompt, one in zip(prompts, generations, strict=True):
-        tokens = torch.tensor([tokenizer.encode(prompt)])
-        expected = theirs.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=30,
-            do_sample=False,
-            eos_token_id=3,
-            pad_token_id=0,
-            suppress_tokens=[0, 1, 2],
-        )
-        assert one.tokens == expected[0, tokens.shape[1] :].tolist()
 
 
 def test_special_tokens_and_ids_beyond_the_tokenizer_are_never_chosen() -> None:
@@ -180,6 +214,8 @@ def test_streaming_takes_one_prompt_and_a_batch_at_least_one() -> None:
     model = random_model()
     with pytest.raises(ConfigError, match="one prompt at a time, not for 2"):
         decode(model, model.tokenizer, ["a", "b"], Sampling(), on_text=print)
+    with pytest.raises(ConfigError, match="one prompt at a time, not for 1 with 2 samples"):
+        decode(model, model.tokenizer, ["a"], Sampling(samples=2), on_text=print)
     with pytest.raises(ConfigError, match="batch_size=0: must be at least 1"):
         decode(model, model.tokenizer, ["a"], Sampling(), batch_size=0)
     assert decode(model, model.tokenizer, [], Sampling())[0] == []

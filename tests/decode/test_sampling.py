@@ -1,27 +1,9 @@
-"""Options, filters and draws."""
+"""The options of decoding, and which of them cannot be meant."""
 
-import numpy as np
 import pytest
-import torch
-from scipy.stats import chisquare
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nlpstack.decode import Sampling
-from nlpstack.decode.sampling import (
-    apply_temperature,
-    choose,
-    draw,
-    keep_top_k,
-    keep_top_p,
-    probabilities,
-    row_generator,
-)
-from nlpstack.errors import ConfigError, ModelError
-
-
-@pytest.fixture
-def logits() -> torch.Tensor:
-    return torch.randn(8, 3000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1.5, 1.2, 8)[:, None]
+from nlpstack.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -39,6 +21,38 @@ def logits() -> torch.Tensor:
         ({"stop": "ab"}, "stop='ab': input should be a valid tuple"),
         ({"greedy": True, "temperature": 0.7}, "greedy with temperature=0.7"),
         ({"greedy": True, "top_k": 5, "top_p": 0.9}, "greedy with top_k=5, top_p=0.9"),
+        ({"greedy": True, "min_p": 0.1}, "greedy with min_p=0.1"),
+        ({"min_p": -0.1}, "min_p=-0.1: must be at least 0 and at most 1"),
+        ({"min_p": 1.1}, "min_p=1.1: must be at least 0 and at most 1"),
+        ({"min_new_tokens": -1}, "min_new_tokens=-1: must be at least 0"),
+        ({"min_new_tokens": 129}, "min_new_tokens=129 with max_new_tokens=128"),
+        ({"beams": 0}, "beams=0: must be at least 2 for beam search, or 1 for none"),
+        ({"beams": 2, "greedy": True}, "beams=2 with greedy: beam search draws nothing"),
+        (
+            {"beams": 3, "temperature": 0.7, "top_k": 4},
+            "beams=3 with temperature=0.7, top_k=4: beam search draws nothing",
+        ),
+        ({"beams": 3, "top_p": 0.7}, "beams=3 with top_p=0.7"),
+        ({"beams": 3, "min_p": 0.7}, "beams=3 with min_p=0.7"),
+        ({"beams": 3, "samples": 4}, "samples=4 with beams=3: there are no more texts than beams"),
+        ({"length_penalty": 0.6}, "length_penalty=0.6 without beams"),
+        ({"beams": 2, "length_penalty": 11.0}, "length_penalty=11.0: must be between -10 and 10"),
+        ({"samples": 0}, "samples=0: must be at least 1"),
+        ({"samples": 2, "greedy": True}, "samples=2 with greedy: they would all be the same text"),
+        ({"samples": 2, "temperature": 0}, "samples=2 with temperature=0.0: they would all be the same text"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be between 0.01 and 100"),
+        ({"repetition_penalty": 1e9}, "repetition_penalty=1000000000.0: must be between 0.01 and 100"),
+        ({"frequency_penalty": -101.0}, "frequency_penalty=-101.0: must be between -100 and 100"),
+        ({"presence_penalty": float("inf")}, "presence_penalty=inf: input should be a finite number"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram=-1: must be at least 1, or 0"),
+        ({"penalize_prompt": 1}, "penalize_prompt=1: input should be a valid boolean"),
+        ({"logit_bias": {"a": 1e4}}, "logit_bias 'a'=10000.0: must be between -1,000 and 1,000; ban or force"),
+        ({"logit_bias": {"a": float("-inf")}}, "logit_bias.a=-inf: input should be a finite number"),
+        ({"logit_bias": {1.5: 1.0}}, "logit_bias.1.5=1.5: a token is its id, a whole number, or its text"),
+        ({"banned": (True,)}, "banned.0=True: a token is its id, a whole number, or its text"),
+        ({"forced": [b"a"]}, "forced.0=b'a': a token is its id, a whole number, or its text"),
+        ({"forced": "abc"}, "forced='abc': input should be a valid tuple"),
+        ({"forced": ("a", "b"), "max_new_tokens": 1}, "forced: 2 tokens do not fit into max_new_tokens=1"),
         ({"temprature": 1.0}, "unknown sampling option 'temprature'; did you mean 'temperature'"),
     ],
 )
@@ -54,100 +68,8 @@ def test_options_that_agree_are_taken() -> None:
     assert Sampling(greedy=True, temperature=0).always_likeliest
     assert Sampling(temperature=0, top_k=3).always_likeliest
     assert not Sampling().always_likeliest
-
-
-def test_temperature_matches_transformers(logits: torch.Tensor) -> None:
-    for temperature in (0.3, 1.0, 2.5):
-        theirs = TemperatureLogitsWarper(temperature)(None, logits).softmax(-1)
-        torch.testing.assert_close(apply_temperature(logits, temperature).softmax(-1), theirs)
-
-
-@pytest.mark.parametrize("k", [1, 7, 2999, 3000, 10_000])
-def test_top_k_matches_transformers_ties_included(logits: torch.Tensor, k: int) -> None:
-    tied = logits.round(decimals=1)
-    for scores in (logits, tied):
-        assert torch.equal(keep_top_k(scores, k), TopKLogitsWarper(k)(None, scores))
-
-
-@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999])
-def test_top_p_matches_transformers(logits: torch.Tensor, p: float) -> None:
-    logits = logits.double()  # they add up from the other end, which in fp32 rounds to another set
-    assert torch.equal(keep_top_p(logits, p), TopPLogitsWarper(p)(None, logits))
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
-    logits = torch.tensor([[0.2, 0.5, 0.25, 0.05], [0.25, 0.25, 0.25, 0.25]]).log()
-    for p, kept in [(0.4, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.96, 4), (1.0, 4)]:
-        assert keep_top_p(logits, p)[0].isfinite().sum() == kept, p
-    assert keep_top_p(logits, 0.5)[1].isfinite().tolist() == [True, True, False, False]  # of equals, the first
-    assert keep_top_p(torch.zeros(1, 5000), 0.5).isfinite().sum() == 2500  # more than its short cut looks at
-
-
-def test_all_filters_leave_something_to_draw(logits: torch.Tensor) -> None:
-    for temperature in (1e-300, 1e-6, 1e6):
-        chances = probabilities(logits, Sampling(temperature=temperature, top_k=40, top_p=0.5))
-        torch.testing.assert_close(chances.sum(-1), torch.ones(8, dtype=torch.float64))
-    coldest = probabilities(logits, Sampling(temperature=1e-300))
-    assert torch.equal(coldest.argmax(-1), logits.argmax(-1))
-    assert torch.equal(coldest.max(-1).values, torch.ones(8, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.7}],
-)
-def test_draws_follow_the_distribution(options: dict) -> None:
-    """Pearson's chi-squared against probabilities worked out here, token by token, from the definitions."""
-    sampling, n_draws = Sampling(**options), 100_000
-    logits = torch.randn(1, 16, generator=torch.Generator().manual_seed(3)) * 1.5
-    expected = np.exp(logits[0].double().numpy() / sampling.temperature)
-    order = np.argsort(-expected)
-    expected[order[sampling.top_k or 16 :]] = 0
-    expected /= expected.sum()
-    needed = next(n for n in range(1, 17) if n == 16 or expected[order[:n]].sum() >= sampling.top_p)
-    expected[order[needed:]] = 0
-    expected /= expected.sum()
-
-    generator, rows = row_generator(0, 0), 1000
-    many = logits.expand(rows, -1)
-    drawn = [token for _ in range(n_draws // rows) for token in choose(many, sampling, [generator] * rows)]
-    counts = np.bincount(drawn, minlength=16)
-    possible = expected > 0
-    assert counts[~possible].sum() == 0
-    assert chisquare(counts[possible], expected[possible] * n_draws).pvalue > 0.01
-
-
-def test_a_token_without_a_chance_is_never_drawn() -> None:
-
-    chances = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]])
-    drawn = draw(chances.expand(20_000, -1), [row_generator(1, 1)] * 20_000)
-    assert set(drawn.tolist()) == {1, 3}
-
-
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    chances = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]], dtype=torch.float64)
-    for uniform, token in [(0.0, 1), (1.0, 3)]:
-        monkeypatch.setattr(torch, "rand", lambda *_, u=uniform, **__: torch.tensor([u], dtype=torch.float64))
-        assert draw(chances, [row_generator(0)]).tolist() == [token]
-
-
-def test_temperature_zero_is_greedy(logits: torch.Tensor) -> None:
-    expected = logits.argmax(-1).tolist()
-    for sampling in (Sampling(greedy=True), Sampling(temperature=0), Sampling(temperature=0, top_k=3)):
-        assert choose(logits, sampling, []) == expected
-
-
-def test_rows_have_streams_of_their_own() -> None:
-    first = [torch.rand(4, generator=row_generator(*key)).tolist() for key in [(0, 0), (0, 1), (1, 0), (1, 1), (10,)]]
-    assert len({tuple(numbers) for numbers in first}) == 5
-    assert torch.rand(4, generator=row_generator(0, 1)).tolist() == first[1]
-    big = [torch.rand(4, generator=row_generator(seed)).tolist() for seed in (-1, 2**32 + 10, 2**80)]
-    assert len({tuple(numbers) for numbers in [*big, first[4]]}) == 4
-
-
-@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_scores_that_are_not_finite_are_refused(logits: torch.Tensor, fault: float) -> None:
-    logits[3, 17] = fault
-    for sampling in (Sampling(greedy=True), Sampling()):
-        with pytest.raises(ModelError, match="not finite"):
-            choose(logits, sampling, [row_generator(0, row) for row in range(8)])
+    assert Sampling(banned=["a", 7], forced=[3]).banned == ("a", 7)
+    assert Sampling(beams=4, samples=4, seed=3, temperature=0).beams == 4
+    assert Sampling(min_new_tokens=5, max_new_tokens=5, forced=("a",) * 5).forced == ("a",) * 5
+    assert Sampling(logit_bias={"a": -3, 7: 1.5}).logit_bias == {"a": -3.0, 7: 1.5}
+    assert hash(Sampling(logit_bias={"a": 1.0})) == hash(Sampling(logit_bias={"a": 1.0}))

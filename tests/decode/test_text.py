@@ -63,3 +63,17 @@ def test_text_ends_before_the_first_stop_string_however_it_is_cut(
 )
 def test_what_may_change_is_held_back(pieces: list[bytes], deltas: list[str]) -> None:
     assert stream(pieces, ("\n\n",))[2] == deltas
+
+
+def test_a_copy_goes_on_on_its_own() -> None:
+    one = TextStream(("STOP",))
+    one.push("aé ST".encode())
+    other = one.copy()
+    assert (one.push(b"OP"), one.stopped, one.text) == ("", True, "aé ")
+    assert (other.push("ÄR".encode()), other.stopped, other.text) == ("STÄR", False, "aé STÄR")
+    half = TextStream()
+    half.push("é".encode()[:1])
+    copies = [half.copy(), half.copy()]
+    assert [copy.push(end) for copy, end in zip(copies, (b"\xa9", b"\xa8"), strict=True)] == ["é", "è"]
+    assert half.push(b"\xa9") == "é"
+    assert one.copy().stopped
