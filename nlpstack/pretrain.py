@@ -5,18 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nlpstack.config import Resolved
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.model import GPT
+from nlpstack.report import add_loss_picture
 from nlpstack.tasks import CausalLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_corpus
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import Run, load_run
+from nlpstack.train.run import LOSS_PICTURE, Run, load_run
 
 
 def pretrain(
@@ -50,7 +50,11 @@ def pretrain(
         return prepare_gpt(run, start, options, cache, threads, note)
 
     path = Path(out) if out is not None else Path("runs") / run.name
-    return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
+    result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
+    if result is not None and not (result.finished_before and (path / LOSS_PICTURE).exists()):
+        with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
+            add_loss_picture(path, reporter.say)
+    return result
 
 
 def prepare_gpt(
@@ -118,7 +122,8 @@ def _with_shape_of(start: GPT, run: Run, source: str) -> Run:
     if "model.dropout" in resolved.origin:
         origin["model.dropout"] = resolved.origin["model.dropout"]
     sections = {**resolved.sections, "model": shape}
-    return Run(name=run.name, config=replace(run.config, model=shape), resolved=Resolved(sections, origin))
+    resolved = replace(resolved, sections=sections, origin=origin)
+    return Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
 
 
 def _continued(run: Run, start: GPT) -> GPT:

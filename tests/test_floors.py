@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ["pretrain", "finetune", "eval", "generate", "predict", "embed", "merge", "prepare", "compare", "inspection"], 7
     ),
+    "attention": 7,
     "baselines": 6,
     "report": 6,
     "train": 5,

@@ -1,0 +1,140 @@
+"""What `nlpstack attention` does: a model and a text in, a picture or a page of who looks at whom out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nlpstack import report
+from nlpstack.decode.loop import evaluating
+from nlpstack.errors import ConfigError, DataError, ModelError
+from nlpstack.files import write_bytes
+from nlpstack.hub import load_model
+from nlpstack.model import GPT
+from nlpstack.model.attention_weights import attention_weights
+from nlpstack.train.runtime import DTYPES, resolve_device, session
+
+# Weights that are held at a time: 1 GiB in fp32 for a picture; a page is packed into text, and unpacked in a browser.
+MAX_WEIGHTS = {".png": 1 << 28, ".html": 1 << 25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionResult:
+    """What was drawn, and where."""
+
+    out: str
+    layers: list[int]  # numbers from 0
+    heads: list[int]
+    tokens: list[str]  # as they are written on the axes
+
+
+def attention(
+    model: GPT | str | Path,
+    text: str,
+    out: str | Path,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> AttentionResult:
+    """Draw how the tokens of a text attend to each other, into `out`: a PNG (extra `report`) or an HTML page.
+
+    The PNG shows the `layer` and `head` given, None: all. The page holds them all, and these are chosen at first.
+    `device` and `dtype` (None: fp32) are for a model that is read from a folder; an object is taken as it is.
+    `threads` compute during the call (None: as many as now).
+    """
+    path = _checked_path(Path(out))
+    with session(threads=threads or torch.get_num_threads(), deterministic=False):
+        ready = _ready(model, device, dtype)
+        name = "the model" if isinstance(model, GPT) else str(model)
+        _check_number("layer", layer, ready.config.n_layers, name)
+        _check_number("head", head, ready.config.n_heads, name)
+        tokens = _tokens(ready, text, name)
+        pattern = _pattern(ready, tokens, name, layer, head, path.suffix.lower())
+    if path.suffix.lower() == ".png":
+        data = report.attention_picture(pattern)
+    else:
+        data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another place") from error
+    return AttentionResult(
+        out=str(out),
+        layers=list(pattern.layers),
+        heads=list(pattern.heads),
+        tokens=[report.token_label(token) for token in pattern.tokens],
+    )
+
+
+def _checked_path(out: Path) -> Path:
+    """The file to write; refused before a model is read for nothing."""
+    if out.suffix.lower() not in MAX_WEIGHTS:
+        raise ConfigError(f"{out}: the name must end in .html (a page) or .png (a picture)")
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; give the name of a file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}; make it first")
+    if out.suffix.lower() == ".png" and not report.can_draw():
+        raise ConfigError(f"{out}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
+    return out
+
+
+def _ready(model: GPT | str | Path, device: str, dtype: str | None) -> GPT:
+    if isinstance(model, GPT):
+        if device != "auto" or dtype is not None:
+            raise ConfigError("device and dtype are for a model that is read from a folder; move the object yourself")
+        return model
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
+    return load_model(model, device=resolve_device(device), dtype=DTYPES[dtype or "fp32"])
+
+
+def _check_number(what: str, number: int | None, count: int, name: str) -> None:
+    if number is not None and not 0 <= number < count:
+        raise ConfigError(f"{what} {number}: {name} has {count:,} {what}s, counted from 0 to {count - 1:,}")
+
+
+def _tokens(model: GPT, text: str, name: str) -> Tensor:
+    """The ids (T,) of the text, where the model stands."""
+    if model.tokenizer is None:
+        raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
+    ids = model.tokenizer.encode(text)
+    if not ids:
+        raise DataError("the text is empty, so there is nothing to attend to; give one of at least a word")
+    if len(ids) > model.config.max_seq_len:
+        raise DataError(
+            f"the text has {len(ids):,} tokens, the model's context holds {model.config.max_seq_len:,} (max_seq_len); "
+            f"shorten it: {text[:40]!r}{'...' * (len(text) > 40)}"
+        )
+    return torch.tensor(ids, device=model.unembedding.device)
+
+
+def _pattern(
+    model: GPT, tokens: Tensor, name: str, layer: int | None, head: int | None, suffix: str
+) -> report.AttentionPattern:
+    """The weights to draw; refused where they would be more than can be held."""
+    whole = suffix == ".html"
+    layers = range(model.config.n_layers) if whole or layer is None else [layer]
+    heads = range(model.config.n_heads) if whole or head is None else [head]
+    count = len(layers) * model.config.n_heads * len(tokens) ** 2
+    if count > MAX_WEIGHTS[suffix]:
+        raise DataError(
+            f"{len(tokens):,} tokens in {len(layers)} x {model.config.n_heads} heads make {count:,} weights, and a "
+            f"{suffix} takes {MAX_WEIGHTS[suffix]:,} at most; shorten the text or draw one layer as .png"
+        )
+    with evaluating(model):
+        weights = attention_weights(model.transformer, tokens, layers=layers)[:, list(heads)]  # (L, H, T, T)
+    if not bool(torch.isfinite(weights).all()):
+        raise ModelError(f"{name}: its attention weights are not finite, so its weights or the dtype are broken")
+    return report.AttentionPattern(
+        weights=weights.float().cpu().numpy(),
+        layers=layers,
+        heads=heads,
+        tokens=[model.tokenizer.token_bytes(token) for token in tokens.tolist()],
+        causal=model.config.causal,
+        model=name,
+    )

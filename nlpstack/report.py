@@ -1,0 +1,351 @@
+"""Pictures of losses and attention: PNG by matplotlib (extra `report`), and a page that needs nothing but a browser."""
+
+import base64
+import io
+import json
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nlpstack.errors import DataError
+from nlpstack.files import write_bytes
+from nlpstack.train.run import LOSS_PICTURE, read_results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INSTALL = "pip install 'nlpstack[report]'"
+_PAGE = Path(__file__).with_name("report_attention.html")
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_DPI = 150
+_FEW = 60  # points that are drawn one by one as well
+_LABEL_CHARS = 16  # of a token on an axis
+_LABEL_INCHES = 0.14  # from one token's label to the next
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """matplotlib in its own colours whatever the user's settings are, and silent; put back afterwards.
+
+    It warns where the home folder cannot hold its list of fonts and when it makes that list; neither changes a picture.
+    """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from matplotlib import style
+
+        with style.context(["default", {"text.parse_math": False, "font.family": [_FONT]}]):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _png(figure: "Figure", **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None}, **options)
+    return file.getvalue()
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurves:
+    """What a run logged: (step, value) pairs in nats a token; nan where a value was not finite."""
+
+    train: list[tuple[int, float]]
+    val: list[tuple[int, float]]
+    lr: list[tuple[int, float]]
+
+
+def loss_curves(log: Path) -> LossCurves:
+    """The curves of a metrics.jsonl; raises DataError naming a line that is no record."""
+    curves = LossCurves(train=[], val=[], lr=[])
+    with open(log, encoding="utf-8") as file:
+        for line_no, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                step = int(record["step"])
+                if "loss" in record:
+                    curves.train.append((step, _number(record["loss"])))
+                    curves.lr.append((step, _number(record["lr"])))
+                if "loss" in record.get("val", {}):
+                    curves.val.append((step, _number(record["val"]["loss"])))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {line[:60]!r}") from error
+    return curves
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def loss_picture(run: str | Path) -> bytes:
+    """A PNG, 800 x 500, of a run's losses over its steps, with the learning rate below and the last scores above."""
+    run = Path(run)
+    curves = loss_curves(run / "metrics.jsonl")
+    scores = (read_results(run) or {}).get("run", {}).get("val", {})
+    last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
+    with _drawing():
+        from matplotlib import rcParams
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        title = f"{run.resolve().name}{last}"
+        rcParams["font.family"], unknown = _fonts_for(title)
+        figure = Figure(figsize=(8, 5), dpi=100)
+        losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+        figure.subplots_adjust(left=0.1, right=0.97, top=0.92, bottom=0.1, hspace=0.08)
+        _curve(losses, curves.train, "training", "C0", ".")
+        _curve(losses, curves.val, "validation", "C1", "o")
+        _curve(rates, curves.lr, "learning rate", "C2", ".")
+        losses.set_ylabel("loss (nats a token)")
+        losses.legend(loc="upper right")
+        rates.set_ylabel("learning rate")
+        rates.set_ylim(bottom=0)
+        rates.set_xlabel("step")
+        rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in (losses, rates):
+            axes.grid(alpha=0.3)
+        losses.set_title(title.translate(unknown))
+        return _png(figure)
+
+
+def _curve(axes: "Axes", points: list[tuple[int, float]], label: str, colour: str, marker: str) -> None:
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")
+
+
+def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
+    """Put loss.png into a finished run's folder, or say why not: a run never fails for want of its picture."""
+    picture = run / LOSS_PICTURE
+    try:
+        picture.unlink(missing_ok=True)  # of the run when it was shorter
+        if can_draw():
+            write_bytes(picture, loss_picture(run))
+            note(f"{picture}: the losses as a picture")
+        else:
+            note(f"{LOSS_PICTURE}: left out, {INSTALL}")
+    except Exception as error:  # whatever matplotlib stumbles over: all else of the run is written
+        reason = " ".join(str(error).split())
+        note(f"warning: {LOSS_PICTURE} is left out, it could not be drawn ({type(error).__name__}: {reason})")
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPattern:
+    """Attention weights of one text, with what it takes to draw them."""
+
+    weights: np.ndarray  # (L, H, T, T): [l, h, t, s] is how much of token s token t takes; 0 to 1
+    layers: Sequence[int]  # the number of each of the L in the model, from 0
+    heads: Sequence[int]
+    tokens: Sequence[bytes]  # UTF-8 of each of the T
+    causal: bool  # a token does not see those after it
+    model: str  # its name
+
+
+def token_label(token: bytes) -> str:
+    """A token as it is written on an axis: a space as `·`, a line end as `\\n`, bytes that are no text as `<0xE2>`."""
+    text = _text_of(token)
+    shown = ("·" if sign == " " else sign if sign.isprintable() else _escaped(sign) for sign in text)
+    return "".join(shown)
+
+
+def _text_of(token: bytes) -> str:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:  # a part of a character
+        return "".join(f"<0x{byte:02X}>" for byte in token)
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode()
+
+
+def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
+    """An HTML page of all layers and heads, `layer` and `head` chosen at first; it loads nothing from anywhere."""
+    values = {
+        "model": pattern.model,
+        "layers": len(pattern.layers),
+        "heads": len(pattern.heads),
+        "causal": pattern.causal,
+        "chosen_layer": layer,
+        "chosen_head": head,
+        "texts": [_text_of(token) for token in pattern.tokens],
+        "labels": [token_label(token) for token in pattern.tokens],
+        # Square roots: in a byte, small weights keep as many digits as large ones.
+        "weights": base64.b64encode(zlib.compress(np.rint(np.sqrt(pattern.weights) * 255).astype(np.uint8))).decode(),
+    }
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # no tag can begin in it
+    return _PAGE.read_text(encoding="utf-8").replace(">DATA<", f">{text}<")
+
+
+def attention_picture(pattern: AttentionPattern) -> bytes:
+    """A PNG of one map with its tokens, of several side by side, or of layers x heads without tokens."""
+    with _drawing():
+        return _png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sheet:
+    """Where the maps of a picture stand, in tokens from the top left; the first two are counts, the next inches."""
+
+    columns: int
+    rows: int
+    side: float  # of a map
+    gap: float  # between maps
+    n_tokens: int
+
+    @property
+    def cell(self) -> float:
+        """Inches a token."""
+        return self.side / self.n_tokens
+
+    def place(self, number: int) -> tuple[float, float]:
+        """Left and top of a map."""
+        pitch = (self.side + self.gap) / self.cell
+        return number % self.columns * pitch, number // self.columns * pitch
+
+    def inches(self) -> tuple[float, float]:
+        """Width and height of the whole."""
+        pitch = self.side + self.gap
+        return self.columns * pitch - self.gap, self.rows * pitch - self.gap
+
+
+def _sheet(n_layers: int, n_heads: int, n_tokens: int) -> _Sheet:
+    if n_layers > 1 and n_heads > 1:
+        side = min(1.1, max(0.5, 40 / max(n_layers, n_heads)))
+        return _Sheet(columns=n_heads, rows=n_layers, side=side, gap=0.08, n_tokens=n_tokens)
+    count = n_layers * n_heads
+    columns = math.ceil(math.sqrt(count))
+    side = min(12.0, max(3.5, 0.2 * n_tokens)) if count == 1 else min(4.0, max(1.8, 0.15 * n_tokens))
+    return _Sheet(columns=columns, rows=math.ceil(count / columns), side=side, gap=0.35, n_tokens=n_tokens)
+
+
+def _attention_figure(pattern: AttentionPattern) -> "Figure":
+    from matplotlib import rcParams
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    n_layers, n_heads, n_tokens, _ = pattern.weights.shape
+    sheet = _sheet(n_layers, n_heads, n_tokens)
+    labels = [_shortened(token_label(token)) for token in pattern.tokens]
+    title = f"{pattern.model}: {_what(pattern)}"
+    rcParams["font.family"], unknown = _fonts_for("".join(labels) + title)
+    labels = [label.translate(unknown) for label in labels]
+    width, height = sheet.inches()
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    for number, weights in enumerate(pattern.weights.reshape(-1, n_tokens, n_tokens)):
+        if pattern.causal:
+            weights = np.where(np.tri(n_tokens, dtype=bool), weights, np.nan)  # what a token cannot see stays blank
+        _map(axes, weights, sheet.place(number), norm, limit=int(sheet.side * _DPI))
+    axes.set_xlim(0, width / sheet.cell)
+    axes.set_ylim(height / sheet.cell, 0)
+    axes.tick_params(length=2)
+    axes.spines[:].set_visible(False)
+    if n_layers > 1 and n_heads > 1:
+        _name_rows_and_columns(axes, pattern, sheet)
+    else:
+        _name_maps_and_tokens(axes, pattern, sheet, labels)
+    axes.set_title(title.translate(unknown), pad=24 if axes.texts else 8)  # above the maps' own titles
+    scale = figure.add_axes((1 + 0.15 / width, 0, 0.12 / width, min(1, 4 / height)))
+    figure.colorbar(axes.images[0], cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], label="weight")
+    return figure
+
+
+def _what(pattern: AttentionPattern) -> str:
+    """The layer and head that all maps of a picture have in common."""
+    named = [("layer", pattern.layers), ("head", pattern.heads)]
+    return ", ".join(f"{name} {numbers[0]}" for name, numbers in named if len(numbers) == 1) or "all layers and heads"
+
+
+def _map(axes: "Axes", weights: np.ndarray, place: tuple[float, float], norm: Any, *, limit: int) -> None:
+    """Draw one head's weights; where there are more than `limit` tokens, a dot is the largest weight of a square."""
+    from matplotlib.patches import Rectangle
+
+    left, top = place
+    block = math.ceil(len(weights) / limit)
+    starts = np.arange(0, len(weights), block)
+    dots = np.fmax.reduceat(np.fmax.reduceat(weights, starts, axis=0), starts, axis=1)
+    size = len(starts) * block
+    axes.imshow(dots, extent=(left, left + size, top + size, top), norm=norm, cmap="viridis", interpolation="nearest")
+    axes.add_patch(
+        Rectangle((left, top), len(weights), len(weights), fill=False, edgecolor="0.75", linewidth=0.5, clip_on=False)
+    )
+
+
+def _name_rows_and_columns(axes: "Axes", pattern: AttentionPattern, sheet: _Sheet) -> None:
+    middle = sheet.n_tokens / 2
+    rows = [sheet.place(row * sheet.columns)[1] + middle for row in range(sheet.rows)]
+    columns = [sheet.place(column)[0] + middle for column in range(sheet.columns)]
+    axes.set_yticks(rows, [f"layer {layer}" for layer in pattern.layers])
+    axes.set_xticks(columns, [f"head {head}" for head in pattern.heads], rotation=0 if sheet.side >= 0.7 else 90)
+    axes.xaxis.tick_top()
+    axes.set_xlabel("in each map, rows are the tokens that look, columns the tokens looked at, from the first on")
+
+
+def _name_maps_and_tokens(axes: "Axes", pattern: AttentionPattern, sheet: _Sheet, labels: Sequence[str]) -> None:
+    """Titles above the maps, the tokens at the left and at the bottom: as many as can be read."""
+    layers, heads = list(pattern.layers), list(pattern.heads)
+    names = [f"head {head}" for head in heads] if len(heads) > 1 else [f"layer {layer}" for layer in layers]
+    for number, name in enumerate(names if len(names) > 1 else []):
+        left, top = sheet.place(number)
+        axes.annotate(name, (left + sheet.n_tokens / 2, top), (0, 4), textcoords="offset points", ha="center")
+    shown = range(0, sheet.n_tokens, math.ceil(_LABEL_INCHES / sheet.cell))
+    across = [
+        (sheet.place(column)[0] + token + 0.5, labels[token]) for column in range(sheet.columns) for token in shown
+    ]
+    down = [
+        (sheet.place(row * sheet.columns)[1] + token + 0.5, labels[token])
+        for row in range(sheet.rows)
+        for token in shown
+    ]
+    axes.set_xticks([at for at, _ in across], [label for _, label in across], rotation=90, fontsize=8)
+    axes.set_yticks([at for at, _ in down], [label for _, label in down], fontsize=8)
+    axes.set_xlabel("token looked at" + (f" (one in {shown.step} is named)" if shown.step > 1 else ""))
+    axes.set_ylabel("token that looks")
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…"
+
+
+def _fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
+    """Families of installed fonts that show the text together; each sign none of them has, and its code point."""
+    from matplotlib import font_manager
+
+    families, missing = [_FONT], set(text)
+    upright = [entry for entry in font_manager.fontManager.ttflist if (entry.style, entry.weight) == ("normal", 400)]
+    for entry in sorted(upright, key=lambda entry: (entry.name != _FONT, entry.name, entry.fname)):
+        if entry.name.startswith("Last Resort"):  # has a box for everything
+            continue
+        try:
+            font = font_manager.get_font(entry.fname)
+        except (OSError, RuntimeError):  # deleted since, or not readable to matplotlib
+            continue
+        shown = {sign for sign in missing if font.get_char_index(ord(sign))} if font.scalable else set()
+        if shown and entry.name not in families:
+            families.append(entry.name)
+        missing -= shown
+        if not missing:
+            break
+    return families, {ord(sign): f"U+{ord(sign):04X}" for sign in missing}
