@@ -5,7 +5,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Resolved:
 
     sections: dict[str, Any]  # section name -> its config object
     origin: dict[str, str]  # "section.key" -> the file or flag that set it
+    notes: list[str] = field(default_factory=list)  # what was done about values that a later choice makes meaningless
 
     def values(self) -> Values:
         """Every value of every section, defaults included; None is left out, since TOML has no word for it."""
@@ -56,8 +57,9 @@ def resolve(
             for key, value in entries.items():
                 values[section][key] = value
                 origin[f"{section}.{key}"] = source
+    notes = [note for name in schema for note in _fit_options(values[name], origin, layers, name, schema[name])]
     sections = {name: build(cls, values[name], name, origin, str(recipe)) for name, cls in schema.items()}
-    return Resolved(sections, origin)
+    return Resolved(sections, origin, notes)
 
 
 def _drop_rivals(
@@ -71,6 +73,38 @@ def _drop_rivals(
         for key in group:
             if chosen and key != chosen[0] and key in values:
                 del values[key], origin[f"{section}.{key}"]
+
+
+def _fit_options(
+    values: dict[str, Any], origin: dict[str, str], layers: list[tuple[str, Values]], section: str, cls: type
+) -> list[str]:
+    """Leave out what a choice of a later layer has no use for (`options_of` of the section's class); lines that say so.
+
+    An option that stays but was set for another choice, whose default differs, is named too.
+    """
+    found: tuple[str, Mapping[str, Mapping[str, Any]]] = getattr(cls, "options_of", ("", {}))
+    key, options = found
+    chosen = [(place, layer[section][key]) for place, (_, layer) in enumerate(layers) if key in layer.get(section, {})]
+    if not chosen or not isinstance(chosen[-1][1], str) or chosen[-1][1] not in options:
+        return []
+    place, name = chosen[-1]
+    before = str(chosen[-2][1]) if len(chosen) > 1 else getattr(cls, key)
+    earlier = {source for source, _ in layers[:place]}
+    notes = []
+    for option in sorted({option for known in options.values() for option in known}):
+        source = origin.get(f"{section}.{option}")
+        if source not in earlier:
+            continue
+        what, usual = (
+            f"{section}.{option}={json.dumps(values[option], default=str)} of {source}",
+            options[name].get(option),
+        )
+        if option not in options[name]:
+            del values[option], origin[f"{section}.{option}"]
+            notes.append(f"{what} left out: {name} has none")
+        elif usual != options.get(before, {}).get(option):
+            notes.append(f"{what} kept, though chosen for {before}; the default of {name} is {json.dumps(usual)}")
+    return notes
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -186,7 +220,8 @@ def build(cls: type, values: Mapping[str, Any], section: str, origin: Mapping[st
         key = str(first["loc"][0])
         source = origin.get(f"{section}.{key}", recipe)
         got = f"={values[key]!r}" if key in values else ""
-        reasons = [entry["msg"] for entry in found if entry["loc"][:1] == (key,)]  # several where types are joined by |
+        # Several where types are joined by |.
+        reasons = [entry["msg"].removeprefix("Value error, ") for entry in found if entry["loc"][:1] == (key,)]
         reason = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
         raise ConfigError(f"{source}: {section}.{key}{got}: {reason}{_near_choice(values.get(key), reason)}") from error
 

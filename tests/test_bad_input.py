@@ -119,7 +119,7 @@ def test_a_sample_that_does_not_exist_has_a_nearest(tmp_path: Path) -> None:
         (["--set", "train.steps=2.5"], ["--set", "train.steps=2.5", "integer"]),
         (["--set", 'optim.lr="1"'], ["--set", "optim.lr='1'", "number"]),
         (["--set", "optim.lr=inf"], ["--set", "optim.lr=inf", "must be finite"]),
-        (["--set", "optim.name=adam"], ["--set", "optim.name='adam'", "'adamw'"]),
+        (["--set", "optim.name=adamm"], ["--set", "optim.name='adamm'", "did you mean 'adam'?"]),
         (["--set", "optim.schedule=cosin"], ["--set", "optim.schedule='cosin'", "did you mean 'cosine'?"]),
         (["--set", "train.dtype=fp8"], ["--set", "train.dtype='fp8'", "'bf16'"]),
         (["--set", "model.dim=33"], ["--set", "dim=33", "multiple of n_heads=2"]),

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_the_design_lists(finished):
     result, folder, _ = finished
     run = folder / "run"
     assert {path.name for path in run.iterdir()} == {
-        "config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", ".lock",
+        "config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", "loss.png", ".lock",
     }  # fmt: skip
     assert result.steps == 20
     assert result.tokens == 20 * 8 * 32

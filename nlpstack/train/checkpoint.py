@@ -88,25 +88,55 @@ def fsync_file(path: Path) -> int:
     return path.stat().st_size
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as tensors named `weight.entry`, such as `lm_head.weight.exp_avg`."""
+def optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State as tensors named `weight.entry`, such as `lm_head.weight.exp_avg`, and as plain numbers of such names.
+
+    A list, as L-BFGS has them, stands among the numbers with None for each tensor; item 3 of them is `weight.entry.3`.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}.{entry}": value.detach()
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-        if isinstance(value, Tensor)
-    }
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    held = (item for optimizer in optimizers for item in optimizer.state.items())
+    for key, value in (
+        (f"{names[id(weight)]}.{entry}", value) for weight, state in held for entry, value in state.items()
+    ):
+        if isinstance(value, Tensor):
+            tensors[key] = value.detach()
+        elif isinstance(value, list):
+            tensors.update((f"{key}.{i}", item.detach()) for i, item in enumerate(value) if isinstance(item, Tensor))
+            numbers[key] = [None if isinstance(item, Tensor) else item for item in value]
+        else:
+            numbers[key] = value
+    return tensors, numbers
 
 
-def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizers(
+    model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor], numbers: dict[str, Any]
+) -> None:
     """Put saved state back; raises CheckpointError if it is not that of these weights."""
     parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
+    homes = {
+        id(weight): (optimizer, group)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    for key, value in (numbers | tensors).items():
         name, _, entry = key.rpartition(".")
-        if name not in parameters:
-            raise CheckpointError(f"the checkpoint's optimizer has state for '{name}', which the model lacks")
-        parameter = parameters[name]
-        # Counters stay where the optimizer keeps them; what is shaped like the weight goes to its device.
-        where = parameter.device if value.shape == parameter.shape or parameter.device.type == "cuda" else value.device
-        optimizer.state[parameter][entry] = value.to(where, copy=True)
+        index = int(entry) if entry.isdigit() else None
+        if index is not None:
+            name, _, entry = name.rpartition(".")
+        weight = parameters.get(name)
+        if weight is None or id(weight) not in homes:
+            raise CheckpointError(f"the checkpoint's optimizer has state for '{name}', which this run does not train")
+        optimizer, group = homes[id(weight)]
+        if isinstance(value, Tensor):
+            # Only fused optimizers count their steps on the weight's device.
+            on_cpu = entry == "step" and not group.get("fused")
+            value = value.to("cpu" if on_cpu else weight.device, copy=True)
+        elif isinstance(value, list):
+            value = value.copy()  # its tensors are put into it below
+        if index is None:
+            optimizer.state[weight][entry] = value
+        else:
+            optimizer.state[weight][entry][index] = value

@@ -27,6 +27,7 @@ from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
+from nlpstack.train.memory import MemoryEstimate, current_memory, describe_memory, estimate_memory
 from nlpstack.train.run import Run, RunConfig, RunFolder, describe_choices
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer
@@ -128,8 +129,7 @@ class Job:
             material = self.prepare(self.folder.path, threads, say)
             trainer = self._trainer(material, None)
             say(f"shape: {self.config.model}")
-            state_bytes = 16 * count_parameters(material.model)  # weights, gradients, AdamW's two moments in fp32
-            say(f"memory: {state_bytes / 2**20:,.0f} MiB of weights, gradients and optimizer state, plus activations")
+            say(describe_memory(self._memory(material.model, trainer.choices, trainer.loader.batch_size)))
             minutes = self.config.train.minutes
             steps = f"{trainer.choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
             say(f"steps: {steps} of {trainer.loader.batch_size} sequences; {describe_choices(trainer.choices)}")
@@ -138,6 +138,12 @@ class Job:
             trainer.choices = replace(trainer.choices, steps=max(1, trainer.choices.steps))
             report = next(iter(trainer.steps()))
             say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
+
+    def _memory(self, model: nn.Module, choices: Choices, batch_size: int) -> MemoryEstimate:
+        assert isinstance(model, GPT)
+        on_cpu = torch.device(choices.device).type == "cpu"
+        weights = sum(parameter.nbytes for parameter in model.parameters()) if on_cpu else 0
+        return estimate_memory(model, self.config, choices, batch_size=batch_size, process=current_memory() - weights)
 
     def _deterministic(self, kept: Choices | None) -> bool:
         if kept is not None:
@@ -163,7 +169,9 @@ class Job:
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config.train
         batch_size = config.sequences(material.seq_len)
-        choices = kept or make_choices(self.config, material, batch_size, self.reporter)
+        choices = kept or make_choices(
+            self.config, material.model, batch_size, n_examples=material.n_examples, note=self.reporter.say
+        )
         material.task.loss_chunk = choices.loss_chunk
         device = torch.device(choices.device)
         model = material.model.to(device)
@@ -307,6 +315,8 @@ def run_job(
     for flag, given in (("--model", options.model), ("--tokenizer", options.tokenizer)):
         if given is not None and Path(given).resolve() in (out.resolve(), out.resolve() / "model"):
             raise ConfigError(f"{flag} {given}: stands in the run folder {out} itself; give another --out")
+    for note in run.resolved.notes:
+        reporter.say(note)
     if options.dry_run:
         RunFolder.check(out, resume=resume, overwrite=overwrite)
         with tempfile.TemporaryDirectory() as scratch:
@@ -324,21 +334,25 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def make_choices(config: RunConfig, material: Material, batch_size: int, reporter: Reporter) -> Choices:
+def make_choices(
+    config: RunConfig, model: nn.Module, batch_size: int, *, n_examples: int, note: Callable[[str], None]
+) -> Choices:
     """Settle everything that changes arithmetic, by fixed rules of hardware, versions, shapes and run length."""
     train = config.train
     device = runtime.resolve_device(train.device)
-    dtype = runtime.resolve_dtype(train.dtype, device)
+    exact = config.optim.full_batch and train.dtype == "auto"  # its line searches compare losses
+    dtype = "fp32" if exact else runtime.resolve_dtype(train.dtype, device)
     if train.micro_batch > batch_size:
         raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {batch_size} sequences of a step")
-    steps = train.steps or math.ceil((train.epochs or 0) * material.n_examples / batch_size)
+    steps = train.steps or math.ceil((train.epochs or 0) * n_examples / batch_size)
     seconds = (train.minutes or 0) * 60
     if not seconds:
-        flops = 6.0 * count_parameters(material.model) * steps * batch_size * material.seq_len
+        seq_len: int = model.config.max_seq_len  # type: ignore[union-attr, assignment]
+        flops = 6.0 * count_parameters(model) * steps * batch_size * seq_len * config.optim.evaluations
         seconds = runtime.usual_seconds(device.type, dtype, flops)
     wanted = runtime.compile_pays(device.type, seconds) if train.compile == "auto" else train.compile
     if wanted and not runtime.can_compile(device.type):
-        reporter.say("torch.compile: no compiler on this machine, so the run is eager")
+        note("torch.compile: no compiler on this machine, so the run is eager")
         wanted = False
     return Choices(
         steps=steps,
@@ -348,7 +362,7 @@ def make_choices(config: RunConfig, material: Material, batch_size: int, reporte
         threads=torch.get_num_threads(),
         micro_batch=train.micro_batch or batch_size,
         attention=faster_in_training(device.type),
-        loss_chunk=loss_chunk(material.model.config.vocab_size),  # type: ignore[union-attr, arg-type]
+        loss_chunk=loss_chunk(model.config.vocab_size),  # type: ignore[union-attr, arg-type]
         deterministic=torch.are_deterministic_algorithms_enabled(),
         processor=runtime.processor_name(device.type),
         torch=torch.__version__,

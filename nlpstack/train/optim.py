@@ -1,43 +1,104 @@
 """Optimizers, which weights they decay, and the learning rate at each step."""
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
+from torch.optim import Optimizer
+
+from nlpstack.model.transformer import Block
+
+# What each optimizer has beside the schedule, with its default. L-BFGS has neither decay nor clipping: its line search
+# needs the gradient of the very loss that it compares.
+_ADAM = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0}
+OPTIONS: Mapping[str, Mapping[str, float]] = {
+    "sgd": {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "clip": 1.0},
+    "adagrad": {"lr": 0.03, "weight_decay": 0.0, "eps": 1e-10, "clip": 1.0},
+    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "alpha": 0.99, "eps": 1e-8, "clip": 1.0},
+    "adam": _ADAM,
+    "adamw": {**_ADAM, "weight_decay": 0.1},
+    "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
+    "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class OptimConfig:
-    """How weights are changed."""
+    """How weights are changed. None: the chosen optimizer's default, or nothing where it has no such option."""
 
-    name: Literal["adamw"] = "adamw"
-    lr: float = 1e-3  # the highest of the schedule
-    weight_decay: float = 0.1  # of matrices; biases and norms are not decayed
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"
+    lr: float | None = None  # the highest of the schedule; of lbfgs: the first length that a line search tries
+    weight_decay: float | None = None  # of matrices; biases and norms are not decayed
+    momentum: float | None = None  # sgd, rmsprop, muon
+    nesterov: bool | None = None  # sgd, muon: the gradient is taken where momentum leads
+    beta1: float | None = None  # adam, adamw, and what muon leaves to adamw
+    beta2: float | None = None
+    alpha: float | None = None  # rmsprop: how much of the mean square is kept at a step
+    eps: float | None = None  # added to the divisor
+    history: int | None = None  # lbfgs: pairs of vectors that are kept
+    max_iter: int | None = None  # lbfgs: iterations a step at most
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     warmup: float = 0.05  # steps of linear rise from 0; below 1: a share of all steps
     min_lr: float = 0.1  # where the schedule ends, as a share of lr
     decay_share: float = 0.2  # of wsd: the share of steps that go down at the end
-    clip: float = 1.0  # largest norm of the whole gradient; 0: not clipped
+    clip: float | None = None  # largest norm of the whole gradient; 0: not clipped
 
     # Schedules whose past does not depend on the number of steps: such a run may be made longer.
     open_ended: ClassVar[tuple[str, ...]] = ("constant", "wsd")
+    # The key whose choice says which other keys there are, and what they are if they are not set.
+    options_of: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("name", OPTIONS)
+
+    @field_validator(*sorted({option for options in OPTIONS.values() for option in options}))
+    @classmethod
+    def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
+        name, option = info.data.get("name"), str(info.field_name)
+        if name is None or value is None or option in OPTIONS[name]:
+            return value
+        if option in ("weight_decay", "clip") and value == 0:
+            return value  # says what is so
+        lacking = {other for options in OPTIONS.values() for other in options} - OPTIONS[name].keys()
+        has = [field.name for field in fields(cls) if field.name not in {"name", *lacking}]
+        raise ValueError(f"{name} has no {option}; its options are {', '.join(has)}")
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on the optimizer, so that a saved config states it."""
+        for option, default in {"weight_decay": 0.0, "clip": 0.0, **OPTIONS[self.name]}.items():
+            if getattr(self, option) is None:
+                object.__setattr__(self, option, default)
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         for name in ("lr", "weight_decay", "warmup", "min_lr", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
-            raise ValueError("beta1 and beta2 must be at least 0 and below 1, eps above 0")
+        for name in ("beta1", "beta2", "momentum", "alpha"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if self.eps is not None and self.eps <= 0:
+            raise ValueError(f"eps={self.eps} must be above 0")
         if self.min_lr > 1 or not 0 < self.decay_share <= 1:
             raise ValueError("min_lr must be at most 1, decay_share above 0 and at most 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"nesterov=true goes with momentum above 0, not {self.momentum}")
+        if self.full_batch and (min(self.history or 0, self.max_iter or 0) < 1 or not self.lr):
+            given = f"history={self.history}, max_iter={self.max_iter}, lr={self.lr}"
+            raise ValueError(f"{given}: {self.name} needs history and max_iter of at least 1, and lr above 0")
         return self
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether a step needs the whole training part: lines are searched on a loss that must not be noisy."""
+        return self.name == "lbfgs"
+
+    @property
+    def evaluations(self) -> int:
+        """How often a step computes loss and gradients, about: a line search mostly takes its first trial."""
+        return 1 + self.max_iter * 5 // 4 if self.max_iter is not None else 1
 
 
 def warmup_steps(config: OptimConfig, n_steps: int) -> int:
@@ -51,6 +112,7 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     Cosine: Loshchilov & Hutter 2017, SGDR, section 3, one cycle. WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM,
     section 4.2, with a linear decay.
     """
+    assert config.lr is not None  # filled in by its class
     warmup = warmup_steps(config, n_steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -62,18 +124,85 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     return config.lr * (config.min_lr + (1 - config.min_lr) * fall)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) over the weights that train; only matrices are decayed."""
+def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
+    """Optimizers that together change every weight that trains: one, but two for Muon.
+
+    SGD: Sutskever et al. 2013; Adagrad: Duchi et al. 2011; RMSProp: Tieleman & Hinton 2012; Adam: Kingma & Ba 2015;
+    AdamW: Loshchilov & Hutter 2019; Muon: Jordan et al. 2024; L-BFGS: Liu & Nocedal 1989.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=fused,
+    if config.name == "lbfgs":
+        assert config.max_iter is not None
+        # Torch's own limit of 1.25 evaluations an iteration can end every search at its first trial, and nothing moves.
+        limits: dict[str, Any] = {
+            "max_iter": config.max_iter,
+            "max_eval": 5 * config.max_iter,
+            "history_size": config.history,
+        }
+        return [torch.optim.LBFGS(trained, **_of(config, "lr"), **limits, line_search_fn="strong_wolfe")]
+    if config.name != "muon":
+        return [_first_order(config.name, trained, config)]
+    # Muon is for hidden matrices; embeddings and the unembedding do better with AdamW (Jordan et al. 2024).
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.dim() == 2}
+    hidden = [parameter for parameter in trained if id(parameter) in inside]
+    rest = [parameter for parameter in trained if id(parameter) not in inside]
+    muon = torch.optim.Muon(
+        hidden,
+        **_of(config, "lr", "weight_decay", "momentum", "nesterov"),
+        adjust_lr_fn="match_rms_adamw",  # steps as large as AdamW's, so that one lr serves both (Liu et al. 2025, 2.2)
     )
+    return [muon, _first_order("adamw", rest, config)] if rest else [muon]
+
+
+def _first_order(name: str, parameters: list[nn.Parameter], config: OptimConfig) -> Optimizer:
+    """An optimizer that needs one gradient a step; only matrices are decayed.
+
+    AdamW shrinks the weights themselves (decoupled decay); in all others the decay is added to the gradient (L2).
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    kinds = {parameter.device.type for parameter in parameters}
+    fused = kinds <= {"cpu", "cuda"}
+    if name == "sgd":
+        return torch.optim.SGD(groups, **_of(config, "lr", "momentum", "nesterov"), fused=fused)
+    if name == "adagrad":
+        return torch.optim.Adagrad(groups, **_of(config, "lr", "eps"), fused=kinds <= {"cpu"})
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, **_of(config, "lr", "momentum", "alpha", "eps"))
+    betas: Any = (config.beta1, config.beta2)
+    if name == "adam":
+        return torch.optim.Adam(groups, **_of(config, "lr", "eps"), betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, **_of(config, "lr", "eps"), betas=betas, fused=fused)
+
+
+def line_search_step(optimizer: Optimizer, first_loss: float, evaluate: Callable[[], float]) -> bool:
+    """Do a step of L-BFGS from weights whose loss is `first_loss` and whose gradients stand in them.
+
+    `evaluate` gives the loss of changed weights and leaves their gradients. If the step ends in weights that are not
+    finite, they are put back, and False is returned.
+    """
+    parameters = optimizer.param_groups[0]["params"]
+    before = [parameter.detach().clone() for parameter in parameters]
+    known = [first_loss]
+
+    def closure() -> float:
+        loss = known.pop() if known else evaluate()
+        return loss if math.isfinite(loss) else math.inf  # too long a step; a NaN could pass for the best of them
+
+    optimizer.step(closure)
+    finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+    if not finite:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+    if all(map(torch.equal, parameters, before)):
+        optimizer.state.clear()  # the same history would lead along the same line again
+    return finite
+
+
+def _of(config: OptimConfig, *options: str) -> dict[str, Any]:
+    return {option: getattr(config, option) for option in options}

@@ -27,7 +27,11 @@ from nlpstack.train.log import MetricsLog
 from nlpstack.train.optim import OptimConfig
 from nlpstack.train.runtime import Choices
 
-RUN_ENTRIES = ("config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", ".lock", "model" + ASIDE_SUFFIX)
+LOSS_PICTURE = "loss.png"
+RUN_ENTRIES = (
+    *("config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", LOSS_PICTURE),
+    *(".lock", "model" + ASIDE_SUFFIX),
+)
 # Values that --resume may change: they say when to look and to save, not what is computed.
 FREE_VALUES = ("train.log_every", "train.val_every", "train.checkpoint_every")
 LENGTHS = ("train.steps", "train.epochs", "train.minutes")
@@ -125,7 +129,25 @@ def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Seque
     """Find a recipe by name or path and resolve it; raises ConfigError before anything else is touched."""
     path = find_recipe(recipe, stage)
     resolved = resolve(path, SECTIONS, flags, overrides)
-    return Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
+    run = Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
+    _check_exact_loss(run)
+    return run
+
+
+def _check_exact_loss(run: Run) -> None:
+    """Raise ConfigError for what would make two losses of the same weights differ, where an optimizer compares them."""
+    optim, dropout, dtype = run.config.optim, run.config.model.dropout, run.config.train.dtype
+    if not optim.full_batch:
+        return
+    for key, value, noisy, right in (
+        ("model.dropout", dropout, dropout > 0, "0"),
+        ("train.dtype", dtype, dtype not in ("auto", "fp32"), "fp32"),
+    ):
+        if noisy:
+            source = run.resolved.origin.get(key, run.name)
+            raise ConfigError(
+                f"{source}: {key}={value}: too noisy for the line searches of {optim.name}; use {key}={right}"
+            )
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):

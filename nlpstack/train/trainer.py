@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Loader
-from nlpstack.errors import TrainingError
+from nlpstack.errors import ConfigError, TrainingError
+from nlpstack.model import GPT
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
-from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_tensors, restore_optimizer
+from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_state, restore_optimizers
 from nlpstack.train.log import MetricsLog, Reporter
-from nlpstack.train.optim import OptimConfig, learning_rate, make_optimizer
+from nlpstack.train.memory import flops_per_token
+from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
 from nlpstack.train.run import TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 
@@ -34,7 +37,7 @@ class StepReport:
     lr: float
     grad_norm: float  # before clipping
     n_tokens: int
-    skipped: bool  # loss or gradient was not finite, and the weights stayed as they were
+    skipped: bool  # loss, gradient or new weights were not finite, and the weights stayed as they were
 
     @property
     def loss(self) -> float:
@@ -76,7 +79,13 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.choices.device)
-        self.optimizer = make_optimizer(self.model, self.optim)
+        n_all, n_step = self.loader.n_examples, self.loader.batch_size
+        if self.optim.full_batch and n_step != n_all:
+            raise ConfigError(
+                f"optim.name={self.optim.name} takes all {n_all} training sequences at each step, not {n_step}; "
+                f"set train.batch_size={n_all} (train.micro_batch saves memory)"
+            )
+        self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # Only the training loss is compiled: validation stays the arithmetic of `eval`, and shapes never change.
@@ -92,14 +101,18 @@ class Trainer:
     def steps(self) -> Iterator[StepReport]:
         """Train from where the state stands to the last step, yielding a report after each."""
         self.model.train()
-        batches = self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
-        for micro_batches in batches:
+        for micro_batches in self._batches():
             started = time.perf_counter()
             report = self._step(micro_batches)
             self.state.step += 1
             self.state.tokens += report.n_tokens
             self.state.seconds += time.perf_counter() - started
             yield report
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        if self.optim.full_batch:  # the same blocks at every step: an epoch cut at other places has another loss
+            return repeat(self.loader.micro_batches(0), self.choices.steps - self.state.step)
+        return self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
 
     def seconds_per_step(self, n_timed: int = 5) -> float:
         """How long a step takes, from gradients alone: nothing is updated, and no generator moves."""
@@ -112,9 +125,9 @@ class Trainer:
             means = self.accumulate(batches)
             torch.stack([*means.values()]).tolist()  # waits for the device
         seconds = (time.perf_counter() - started) / n_timed
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_grad()
         runtime.set_rng_state(state, self.device)
-        return seconds
+        return seconds * self.optim.evaluations
 
     def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Add up gradients of the mean loss over all targets of the step; each term's summed loss comes back."""
@@ -134,16 +147,17 @@ class Trainer:
 
     def _step(self, micro_batches: list[Batch]) -> StepReport:
         lr = learning_rate(self.optim, self.state.step, self.choices.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        self._zero_grad()
         means = self.accumulate(micro_batches)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.optim.clip or math.inf)
         *values, norm_value = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
         finite = all(map(math.isfinite, (*values, norm_value)))
-        if finite:
-            self.scaler.step(self.optimizer)
+        updated = finite and self._update(sum(values), micro_batches)
         self.scaler.update()
         report = StepReport(
             step=self.state.step + 1,
@@ -151,10 +165,27 @@ class Trainer:
             lr=lr,
             grad_norm=norm_value,
             n_tokens=sum(batch.tokens.numel() for batch in micro_batches),
-            skipped=not finite,
+            skipped=not updated,
         )
         self._guard(report)
         return report
+
+    def _update(self, loss: float, micro_batches: list[Batch]) -> bool:
+        """Change the weights by the gradients that stand; whether they came out finite."""
+
+        def evaluate() -> float:
+            self._zero_grad()
+            return sum(value.item() for value in self.accumulate(micro_batches).values())
+
+        if self.optim.full_batch:
+            return line_search_step(self.optimizers[0], loss, evaluate)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        return True
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _guard(self, report: StepReport) -> None:
         """Stop after too many steps that are not finite; warn of a first loss that is not that of fresh weights."""
@@ -164,18 +195,20 @@ class Trainer:
         self.state.skips = self.state.skips + 1 if report.skipped else 0
         if not report.skipped:
             return
-        examples = self.loader.examples(self.state.step)
+        examples = self.loader.examples(0 if self.optim.full_batch else self.state.step)
         where = (
             f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
             f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
         )
+        finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
+        fault = "new weights not finite" if finite else "not finite"
         allowed = FP16_SKIPS if self.choices.dtype == "fp16" else self.config.max_skips
         if self.state.skips > allowed:
             raise TrainingError(
-                f"{where}: not finite {self.state.skips} times in a row; the last checkpoint stands. "
+                f"{where}: {fault} {self.state.skips} times in a row; the last checkpoint stands. "
                 "Lower optim.lr, raise optim.warmup, or use train.dtype=fp32"
             )
-        self.reporter.say(f"{where}: not finite, step skipped ({self.state.skips} of at most {allowed} in a row)")
+        self.reporter.say(f"{where}: {fault}, step skipped ({self.state.skips} of at most {allowed} in a row)")
 
     # -- a whole run -----------------------------------------------------------------------------------------------
 
@@ -218,7 +251,8 @@ class Trainer:
         if not self._peak_flops:
             self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
-        utilisation = speed * self.flops_per_token / self._peak_flops
+        assert isinstance(self.model, GPT)
+        utilisation = speed * flops_per_token(self.model)["training"] / self._peak_flops
         memory = runtime.peak_memory(self.device)
         terms = report.losses if len(report.losses) > 1 else {}
         self.log.write(
@@ -239,16 +273,6 @@ class Trainer:
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
         self.reporter.progress(report.step, self.choices.steps, f"loss {report.loss:.3f}")
-
-    @property
-    def flops_per_token(self) -> float:
-        """Of a training step: 6 a weight that multiplies, and attention (Chowdhery et al. 2022, PaLM, appendix B)."""
-        config = self.model.config
-        products = sum(
-            p.numel() for name, p in self.model.named_parameters() if p.dim() == 2 and "positions" not in name
-        )
-        lookup = 0 if config.tied else config.vocab_size * config.dim  # type: ignore[union-attr, operator]
-        return 6 * (products - lookup) + 12 * config.n_layers * config.dim * config.max_seq_len  # type: ignore[union-attr, operator, return-value]
 
     def _validate(self) -> bool:
         """Score the validation split; whether it is the best so far."""
@@ -272,20 +296,21 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of everything."""
+        tensors, numbers = optimizer_state(self.model, self.optimizers)
         state = {
             **vars(self.state),
+            "optimizer": numbers,
             "rng": runtime.rng_state(self.device),
             "scaler": self.scaler.state_dict(),
             "log_bytes": fsync_file(self.log.path),
         }
-        optimizer = optimizer_tensors(self.model, self.optimizer)
-        self.checkpoints.save(Checkpoint(self.model.state_dict(), optimizer, state), best_step=self.state.best_step)
+        self.checkpoints.save(Checkpoint(self.model.state_dict(), tensors, state), best_step=self.state.best_step)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint as if never stopped."""
         self.model.load_state_dict(checkpoint.model)
-        restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
         state = dict(checkpoint.state)
+        restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.pop("optimizer", {}))
         runtime.set_rng_state(state.pop("rng"), self.device)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.log.cut(state.pop("log_bytes"))

@@ -7,8 +7,8 @@ import torch
 
 from nlpstack.errors import CheckpointError
 from nlpstack.model import GPT, TransformerConfig
-from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_tensors, restore_optimizer
-from nlpstack.train.optim import OptimConfig, make_optimizer
+from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
+from nlpstack.train.optim import OptimConfig, make_optimizers
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -79,7 +79,7 @@ def test_nothing_is_pickled(tmp_path):
 def test_optimizer_state_goes_out_and_in_bit_for_bit():
     config = TransformerConfig(vocab_size=50, max_seq_len=8, dim=16, n_layers=1, n_heads=2)
     models = [GPT.create(config, seed=0) for _ in range(2)]
-    optimizers = [make_optimizer(model, OptimConfig()) for model in models]
+    optimizers = [make_optimizers(model, OptimConfig()) for model in models]
     generator = torch.Generator().manual_seed(0)
 
     def step(*which: int) -> None:
@@ -87,12 +87,12 @@ def test_optimizer_state_goes_out_and_in_bit_for_bit():
         for i in which:
             for parameter, gradient in zip(models[i].parameters(), gradients, strict=True):
                 parameter.grad = gradient.clone()
-            optimizers[i].step()
+            optimizers[i][0].step()
 
     for _ in range(3):
         step(0)
     models[1].load_state_dict(models[0].state_dict())
-    restore_optimizer(models[1], optimizers[1], optimizer_tensors(models[0], optimizers[0]))
+    restore_optimizers(models[1], optimizers[1], *optimizer_state(models[0], optimizers[0]))
     for _ in range(3):
         step(0, 1)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -101,6 +101,6 @@ def test_optimizer_state_goes_out_and_in_bit_for_bit():
 
 def test_state_of_other_weights_is_refused():
     model = GPT.create(TransformerConfig(vocab_size=50, max_seq_len=8, dim=16, n_layers=1, n_heads=2), seed=0)
-    optimizer = make_optimizer(model, OptimConfig())
+    optimizers = make_optimizers(model, OptimConfig())
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
-        restore_optimizer(model, optimizer, {"lm_head.weight.exp_avg": torch.zeros(2)})
+        restore_optimizers(model, optimizers, {"lm_head.weight.exp_avg": torch.zeros(2)}, {})

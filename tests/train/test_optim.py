@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from nlpstack.model import GPT, TransformerConfig
-from nlpstack.train.optim import OptimConfig, learning_rate, make_optimizer
+from nlpstack.train.optim import OptimConfig, learning_rate, make_optimizers
 
 
 def test_warmup_rises_linearly_to_the_peak_at_its_last_step():
@@ -46,7 +46,7 @@ def test_a_warmup_below_one_is_a_share_of_the_steps():
 
 def test_only_matrices_are_decayed():
     model = GPT.create(TransformerConfig(vocab_size=50, max_seq_len=8, dim=16, n_layers=1, n_heads=2), seed=0)
-    decayed, spared = make_optimizer(model, OptimConfig(weight_decay=0.2)).param_groups
+    decayed, spared = make_optimizers(model, OptimConfig(weight_decay=0.2))[0].param_groups
     assert decayed["weight_decay"] == 0.2
     assert spared["weight_decay"] == 0.0
     assert {p.dim() for p in decayed["params"]} == {2}
@@ -56,7 +56,8 @@ def test_only_matrices_are_decayed():
 
 def test_adamw_takes_the_steps_of_its_paper():
     weight = torch.nn.Linear(3, 2, bias=False).double()
-    optimizer = make_optimizer(weight, OptimConfig(lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6))
+    config = OptimConfig(lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, eps=1e-6)
+    (optimizer,) = make_optimizers(weight, config)
     w, m, v = weight.weight.detach().clone(), torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
     generator = torch.Generator().manual_seed(0)
     for step in range(1, 6):
