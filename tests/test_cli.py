@@ -67,9 +67,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_every_command_is_looked_at() -> None:
-    assert {"pretrain", "generate", "eval", "recipes", "tokenizer train", "tokenizer encode"} <= {
-        " ".join(words) for words in COMMANDS
-    }
+    wanted = {"pretrain", "generate", "eval", "recipes", "tokenizer train", "tokenizer encode", "info", "doctor"}
+    assert wanted <= {" ".join(words) for words in COMMANDS}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -101,6 +100,15 @@ def test_the_examples_in_the_help_are_commands_that_can_be_typed(words: tuple[st
         COMMANDS[tuple(rest[:n_words])].make_context(" ".join(rest[:n_words]), rest[n_words:])  # raises if it is wrong
         if words:
             assert tuple(rest[: len(words)]) == words
+
+
+@pytest.mark.parametrize("words", [w for w, c in COMMANDS.items() if not isinstance(c, click.Group)], ids=" ".join)
+def test_every_command_takes_json_quiet_and_debug(words: tuple[str, ...]) -> None:
+    flags = {name: option for option in COMMANDS[words].params for name in option.opts}
+    for name in ("--json", "--quiet", "--debug"):
+        assert isinstance(flags[name], click.Option)
+        assert flags[name].is_flag
+        assert flags[name].help
 
 
 @pytest.mark.parametrize("words", [(), ("tokenizer",)], ids=" ".join)
@@ -164,6 +172,9 @@ def test_quiet_leaves_stderr_empty(text: Path, finished: Path, tmp_path: Path) -
         ["tokenizer", "train", "--data", text, "--vocab-size", 400, "--out", tmp_path / "tok"],
         ["tokenizer", "inspect", finished],
         ["recipes"],
+        ["info", "gpt"],
+        ["doctor", "--out", tmp_path],
+        ["completion", "fish"],
     ):
         done = nlpstack(*words, "--quiet")
         assert (done.code, done.err) == (0, "")
@@ -213,10 +224,21 @@ def test_a_fault_of_ours_is_one_line_and_a_saved_traceback(tmp_path: Path, monke
 def test_debug_shows_the_traceback_of_an_error(tmp_path: Path) -> None:
     words = pretrain(tmp_path / "none.txt", tmp_path / "out")
     assert "Traceback" not in nlpstack(*words).err
-    done = nlpstack(*words, "--debug")
-    assert done.code == 2
-    assert done.err.startswith("Traceback")
-    assert done.err.split("\n")[-2].startswith("nlpstack: ")
+    for refused in (
+        words,
+        ["recipes", "gtp"],
+        ["info", "gtp"],
+        ["eval", tmp_path / "none"],
+        ["generate", "--model", tmp_path / "none"],
+        ["tokenizer", "inspect", tmp_path / "none"],
+        ["tokenizer", "encode", "--tokenizer", tmp_path / "none"],
+        ["tokenizer", "decode", "--tokenizer", tmp_path / "none"],
+    ):
+        assert "Traceback" not in nlpstack(*refused).fault
+        done = nlpstack(*refused, "--debug")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("Traceback")
+        assert done.err.split("\n")[-2].startswith("nlpstack: ")
 
 
 @pytest.mark.parametrize(

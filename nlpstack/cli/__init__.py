@@ -9,8 +9,12 @@ import traceback
 import click
 
 from nlpstack import __version__
+from nlpstack.cli.attention import attention_command
+from nlpstack.cli.completion import completion_command
+from nlpstack.cli.doctor import doctor_command
 from nlpstack.cli.eval import eval_command
 from nlpstack.cli.generate import generate_command
+from nlpstack.cli.info import info_command
 from nlpstack.cli.pretrain import pretrain_command
 from nlpstack.cli.recipes import recipes_command
 from nlpstack.cli.tokenizer import tokenizer_group
@@ -33,7 +37,11 @@ def main() -> None:
     """
 
 
-for command in (pretrain_command, generate_command, eval_command, tokenizer_group, recipes_command):
+COMMANDS = (
+    *(pretrain_command, generate_command, attention_command, eval_command, tokenizer_group),
+    *(recipes_command, info_command, doctor_command, completion_command),
+)
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -6,6 +6,7 @@ import click
 
 from nlpstack.cli.options import (
     DTYPES,
+    complete_folders,
     echo_json,
     machine_options,
     make_reporter,
@@ -18,7 +19,7 @@ _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 
 
 @click.command("eval")
-@click.argument("models", nargs=-1, metavar="[MODEL ...]")
+@click.argument("models", nargs=-1, metavar="[MODEL ...]", shell_complete=complete_folders)
 @click.option("--data", multiple=True, metavar="PATH", help="Text to score [default: the run's own].")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from nlpstack.train.log import Reporter
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,6 +43,37 @@ def set_option(command: Command) -> Command:
         metavar="SECTION.KEY=VALUE",
         help="One value, e.g. optim.lr=1e-4; repeatable.",
     )(command)
+
+
+def complete_folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """What the shell offers for an option that takes a folder."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    """Recipes, by their short names unless a stage is written; of the command's own stage where it has one."""
+    from click.shell_completion import CompletionItem
+
+    from nlpstack.recipes import STAGES, list_recipes
+
+    recipes = list_recipes(context.info_name if context.info_name in STAGES else None)
+    names = [recipe.full_name if "/" in incomplete else recipe.name for recipe in recipes]
+    found = [
+        CompletionItem(name, help=recipe.summary.split("\n")[0])
+        for name, recipe in zip(names, recipes, strict=True)
+        if name.startswith(incomplete)
+    ]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def complete_models_and_recipes(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """Recipes where one begins as what is written does, else folders."""
+    found = complete_recipes(context, parameter, incomplete)
+    return found if found[0].type == "plain" else complete_folders(context, parameter, incomplete)
 
 
 def make_reporter(*, quiet: bool) -> "Reporter":

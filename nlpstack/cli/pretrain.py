@@ -4,19 +4,35 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import echo_json, machine_options, make_reporter, output_options, set_option, typed_command
+from nlpstack.cli.options import (
+    complete_folders,
+    complete_recipes,
+    echo_json,
+    machine_options,
+    make_reporter,
+    output_options,
+    set_option,
+    typed_command,
+)
 
 
 @click.command("pretrain")
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=complete_recipes)
 @click.option(
     "--arch", type=click.Choice(["gpt", "bert"]), help="The architecture; without RECIPE, its default recipe."
 )
 @click.option("--data", multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME; repeatable.")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
-@click.option("--out", metavar="DIR", help="The run folder [default: runs/<recipe>].")
-@click.option("--tokenizer", metavar="DIR", help="Use this tokenizer instead of training one.")
-@click.option("--model", metavar="DIR", help="Go on from this model, with its tokenizer, on new text.")
+@click.option("--out", metavar="DIR", shell_complete=complete_folders, help="The run folder [default: runs/<recipe>].")
+@click.option(
+    "--tokenizer", metavar="DIR", shell_complete=complete_folders, help="Use this tokenizer instead of training one."
+)
+@click.option(
+    "--model",
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="Go on from this model, with its tokenizer, on new text.",
+)
 @click.option("--minutes", type=float, help="Train about this long instead of the recipe's steps.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of weights, order and dropout.")
 @click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Products; weights are fp32.")

@@ -2,11 +2,11 @@
 
 import click
 
-from nlpstack.cli.options import echo_json, output_options
+from nlpstack.cli.options import complete_recipes, echo_json, output_options
 
 
 @click.command("recipes")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_recipes)
 @output_options
 def recipes_command(name: str | None, as_json: bool, quiet: bool, debug: bool) -> None:
     """List the recipes, or print one.

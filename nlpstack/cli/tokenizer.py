@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import echo_json, make_reporter, output_options
+from nlpstack.cli.options import complete_folders, echo_json, make_reporter, output_options
 
 
 @click.group("tokenizer")
@@ -22,7 +22,7 @@ def tokenizer_group() -> None:
 @click.option("--data", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME.")
 @click.option("--vocab-size", type=int, help="Pieces in all [default: 8192; char: every character].")
 @click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram", show_default=True)
-@click.option("--out", required=True, metavar="DIR", help="A new folder.")
+@click.option("--out", required=True, metavar="DIR", shell_complete=complete_folders, help="A new folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the tokenizer that stands in --out.")
 @output_options
 def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
@@ -44,7 +44,13 @@ def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
 
 
 @tokenizer_group.command("encode")
-@click.option("--tokenizer", required=True, metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@click.option(
+    "--tokenizer",
+    required=True,
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="A tokenizer's, model's or run's folder.",
+)
 @output_options
 def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """The ids of all of stdin as one text.
@@ -63,7 +69,13 @@ def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
 
 
 @tokenizer_group.command("decode")
-@click.option("--tokenizer", required=True, metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@click.option(
+    "--tokenizer",
+    required=True,
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="A tokenizer's, model's or run's folder.",
+)
 @output_options
 def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """The text of the ids on stdin, separated by white space (or a JSON list, or an object with "ids").
@@ -83,8 +95,10 @@ def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
 
 
 @tokenizer_group.command("inspect")
-@click.argument("folder", required=False)
-@click.option("--tokenizer", metavar="DIR", help="A tokenizer's, model's or run's folder.")
+@click.argument("folder", required=False, shell_complete=complete_folders)
+@click.option(
+    "--tokenizer", metavar="DIR", shell_complete=complete_folders, help="A tokenizer's, model's or run's folder."
+)
 @click.option("--text", help="Show how this text is cut.")
 @output_options
 def inspect_command(

@@ -1,0 +1,95 @@
+"""`nlpstack info`."""
+
+from typing import Any
+
+import click
+
+from nlpstack.cli.options import complete_models_and_recipes, echo_json, machine_options, output_options, set_option
+
+# What each size in bytes is, beside its name.
+_SAYS = {
+    "weights": "fp32",
+    "gradients": "fp32; not held while activations are, but for micro-batches",
+    "optimizer": "its state",
+    "activations": "of a micro-batch, kept for the backward pass",
+    "workspace": "for a moment: logits of a chunk, gradients in a block",
+    "validation": "of one of its batches",
+    "process": "Python, torch and libraries",
+    "allocator": "freed and not used again at the peak",
+    "peak": "the most that is held at once",
+}
+
+
+@click.command("info")
+@click.argument("target", metavar="MODEL|RECIPE", shell_complete=complete_models_and_recipes)
+@machine_options
+@set_option
+@output_options
+def info_command(
+    target: str,
+    device: str | None,
+    threads: int | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Size and cost of a recipe (a name or a .toml file), a run, or a model folder, before anything is trained.
+
+    Parameters, FLOPs a token, bytes of training at the recipe's batch (an estimate, not compiled), and of the cache of
+    keys and values. A name that is a recipe's is the recipe; ./NAME is the folder.
+
+    \b
+    Examples:
+      nlpstack info gpt
+      nlpstack info gpt --set model.dim=512 --set train.batch_size=64
+      nlpstack info runs/gpt
+    """
+    from nlpstack.inspection import info
+
+    flags = {"train.device": device, "train.threads": threads}
+    found = info(target, overrides, flags={key: value for key, value in flags.items() if value is not None})
+    if as_json:
+        echo_json(found)
+        return
+    for line in _lines(found):
+        click.echo(line)
+    for note in () if quiet else found["notes"]:
+        click.echo(note, err=True)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """The report, a figure a line."""
+    shape, count, flops = found["shape"], found["parameters"], found["flops_per_token"]
+    rule = count["rule_12_l_d2"]
+    rows = [
+        ("parameters", f"{count['total']:,}", ""),
+        ("  embedding", f"{count['embedding']:,}", "tokens, positions, a separate unembedding"),
+        ("  other", f"{count['other']:,}", "blocks and the last norm"),
+        ("  blocks", f"{count['blocks']:,}", f"12·L·d² gives {rule:,}, {rule / count['blocks'] - 1:+.1%}"),
+        ("FLOPs a token", "", f"at the full context of {shape['max_seq_len']:,}"),
+        ("  forward", f"{flops['forward'] / 1e6:,.2f} M", ""),
+        ("  training", f"{flops['training'] / 1e6:,.2f} M", "forward and backward"),
+        ("cache a token", _size(found["kv_cache_bytes_per_token"]), "keys and values in fp32; half of it in bf16"),
+        ("bytes", "", ""),
+        *((f"  {name}", _size(size), _SAYS[name]) for name, size in found["bytes"].items() if size is not None),
+    ]
+    heads = f"{shape['n_heads']} heads" + (f" ({shape['n_kv_heads']} of keys)" if shape["n_kv_heads"] else "")
+    lines = [
+        f"{found['kind']} {found['name']}: {shape['n_layers']} layers of {shape['dim']}, {heads}, "
+        f"context {shape['max_seq_len']:,}, vocabulary {shape['vocab_size']:,}",
+        *(f"{name:<15}{value:>15}  {says}".rstrip() for name, value, says in rows),
+    ]
+    if (run := found["training"]) is not None:
+        settled = ", ".join(f"{name} {run[name]}" for name in ("device", "dtype", "attention", "compile", "optimizer"))
+        batch = f"{run['batch_size']:,} sequences of {run['sequence_length']:,} tokens"
+        lines.append(f"a step of {batch}, {run['micro_batch']:,} at a time; {settled}")
+    return lines
+
+
+def _size(n_bytes: int) -> str:
+    """Bytes in the unit that reads best."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {unit}"
+    return f"{n_bytes} B"

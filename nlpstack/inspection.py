@@ -1,0 +1,346 @@
+"""What `nlpstack info` and `nlpstack doctor` do: what a model takes, and what a machine has to give."""
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlpstack import __version__
+from nlpstack.config import near
+from nlpstack.data.corpus import load_corpus
+from nlpstack.errors import ConfigError
+from nlpstack.files import fsync_path
+from nlpstack.hub import load_model
+from nlpstack.model import GPT
+from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
+from nlpstack.model.meta import on_meta
+from nlpstack.recipes import find_recipe, list_recipes
+from nlpstack.tokenizer import train_tokenizer
+from nlpstack.tokenizer.layout import N_FIXED
+from nlpstack.train import runtime
+from nlpstack.train.job import count_parameters, make_choices
+from nlpstack.train.memory import MemoryEstimate, current_memory, estimate_memory, flops_per_token, kv_cache_bytes
+from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
+from nlpstack.train.runtime import Choices
+
+Note = Callable[[str], None]
+
+STAGE = "pretrain"
+_PRINTABLE = 95  # characters of ASCII: what a vocabulary of characters is taken to hold where no text is at hand
+
+EXTRAS = {
+    "hf": (("tokenizers", "jinja2"), "vocabularies and chat templates of published models"),
+    "report": (("matplotlib",), "pictures of losses and attention"),
+    "zstd": (("zstandard",), ".zst corpora"),
+    "gguf": (("gguf",), ".gguf models"),
+}
+_VERSIONS = ("torch", "numpy", "sentencepiece", "safetensors", "pydantic", "click")
+_SLOWER = 0.85  # a choice is contradicted where it reaches less than this share of the other's speed
+_LITTLE_SPACE = 1 << 30  # bytes
+_WRITTEN = 32 << 20  # bytes of the file that tells how fast the disk is
+_SHAPE = (16, 6, 128, 32)  # sequences, heads, tokens, width of a head: the recipe `gpt`
+
+
+# -- info --------------------------------------------------------------------------------------------------------------
+
+
+def info(
+    target: str | Path, overrides: Sequence[str] = (), *, flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Size and cost of the model of a recipe, a run or a model folder: parameters, FLOPs a token, bytes.
+
+    `overrides` ("section.key=value") and `flags` ("section.key" -> value) change a recipe. Of a folder that is no run
+    the bytes of training are None, since nothing says how it would be trained. Raises NlpstackError where nothing is
+    found.
+    """
+    notes: list[str] = []
+    recipe = _recipe(target)
+    if recipe is None and overrides:
+        raise ConfigError(f"--set {overrides[0]}: {target} is a model, which has no values to set; give a recipe")
+    kind, name, config, model, choices = (
+        _of_folder(Path(target)) if recipe is None else _of_recipe(recipe, overrides, flags or {}, notes.append)
+    )
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": asdict(model.config),
+        "parameters": _parameters(model),
+        "flops_per_token": flops_per_token(model),
+        "kv_cache_bytes_per_token": kv_cache_bytes(model.config),
+        **_training(model, config, choices, notes.append),
+        "notes": notes,
+    }
+
+
+def _recipe(target: str | Path) -> Path | None:
+    """The recipe that is meant, None if it is a folder; ConfigError if it is neither."""
+    path, name = Path(target), str(target)
+    names = {key for recipe in list_recipes(STAGE) for key in (recipe.name, recipe.full_name)}
+    if name in names or (path.suffix == ".toml" and not path.is_dir()):
+        return find_recipe(name, STAGE)
+    if path.exists():
+        return None
+    folders = [folder for place in {path.parent, Path("runs")} if place.is_dir() for folder in place.iterdir()]
+    known = names | {str(folder) for folder in folders if folder.is_dir() and not folder.name.startswith(".")}
+    raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known)}")
+
+
+Found = tuple[str, str, RunConfig | None, GPT, Choices | None]  # kind, name, how it is trained, the model
+
+
+def _of_recipe(recipe: Path, overrides: Sequence[str], flags: Mapping[str, Any], note: Note) -> Found:
+    run = load_run(str(recipe), STAGE, flags, overrides)
+    for text in run.resolved.notes:
+        note(text)
+    shape = replace(run.config.model, vocab_size=_vocab_size(run.config, note))
+    if not shape.causal:
+        raise ConfigError(f"{run.name}: model.causal=false, a bidirectional encoder, has no command yet")
+    with on_meta():
+        model = GPT(shape)
+    return "recipe", run.name, run.config, model, None
+
+
+def _vocab_size(config: RunConfig, note: Note) -> int:
+    """The vocabulary that a run's tokenizer will have: the recipe's, or every character of its text."""
+    size = config.tokenizer.vocab_size
+    if size is None and config.data.paths and all(path.startswith("sample:") for path in config.data.paths):
+        split = load_corpus(config.data, lambda _: None)["train"]
+        size = train_tokenizer((piece.text for piece in split.pieces()), config.tokenizer).vocab_size
+        note(f"vocabulary: {size:,}, every character of {', '.join(config.data.paths)}")
+    elif size is None:
+        size = N_FIXED + _PRINTABLE
+        note(f"vocabulary: {size:,} assumed, the characters of ASCII; a run takes every character of its text")
+    if config.model.vocab_size not in (0, size):
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size}: a run takes its tokenizer's, {size}; set tokenizer.vocab_size"
+        )
+    return size
+
+
+def _of_folder(folder: Path) -> Found:
+    model = load_model(folder)
+    if not (folder / "config.toml").is_file():
+        return "model", str(folder), None, model, None
+    run = RunFolder(folder)
+    run.record = read_record(folder)
+    return "run", str(folder), load_run(str(folder / "config.toml"), STAGE, {}, ()).config, model, run.choices()
+
+
+def _parameters(model: GPT) -> dict[str, int]:
+    """Weights, shared ones once: those that stand for tokens and positions, the others, and the blocks by rule."""
+    config, core = model.config, model.transformer
+    blocks = count_parameters(core.blocks)
+    other = blocks + count_parameters(core.norm)
+    total = count_parameters(model)
+    return {
+        "total": total,
+        "embedding": total - other,
+        "other": other,
+        "blocks": blocks,
+        "rule_12_l_d2": 12 * config.n_layers * config.dim**2,
+    }
+
+
+def _training(model: GPT, config: RunConfig | None, choices: Choices | None, note: Note) -> dict[str, Any]:
+    """The choices of a run and the bytes it takes; of a model without a recipe, the bytes of its weights alone."""
+    if config is None:
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        note("no run: how it would be trained is not known, so only the weights are counted")
+        return {"training": None, "bytes": {**{part.name: None for part in fields(MemoryEstimate)}, "weights": weights}}
+    train = config.train
+    device = torch.device(choices.device) if choices else runtime.resolve_device(train.device)
+    batch_size = train.sequences(model.config.max_seq_len)
+    # In the session of a run: what it loads is part of what the process holds.
+    with runtime.session(
+        threads=train.threads or torch.get_num_threads(), deterministic=train.deterministic or device.type == "cpu"
+    ):
+        if choices is None:
+            choices = make_choices(config, model, batch_size, n_examples=0, note=note)
+        held = current_memory() - sum(p.nbytes for p in model.parameters() if p.device.type == "cpu")
+        estimate = estimate_memory(model, config, choices, batch_size=batch_size, process=held)
+    made = {name: getattr(choices, name) for name in ("device", "dtype", "attention", "compile", "threads")}
+    if train.epochs is not None:
+        note("train.epochs: how many steps that is depends on the data, so whether it is compiled is not known")
+    if choices.compile:
+        note("the run is compiled, and the bytes are those of an eager one; it keeps less, and compiling takes its own")
+    return {
+        "training": {
+            **made,
+            "optimizer": config.optim.name,
+            "sequence_length": model.config.max_seq_len,
+            "batch_size": batch_size,
+            "micro_batch": choices.micro_batch,
+            "tokens_per_step": batch_size * model.config.max_seq_len,
+            "loss_chunk": choices.loss_chunk,
+            "activation_checkpointing": train.activation_checkpointing,
+        },
+        "bytes": asdict(estimate),
+    }
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+def doctor(
+    out: str | Path = ".", *, device: str = "auto", threads: int | None = None, full: bool = False
+) -> dict[str, Any]:
+    """What this machine has for a run whose folder is `out`: versions, choices with a measurement each, disk, memory.
+
+    `problems` lists what a run would stumble over, and rules that the measurement contradicts. With `full` it compiles
+    a small function too, which takes long. Raises ConfigError for a device that is not there.
+    """
+    problems: list[str] = []
+    chosen = runtime.resolve_device(device)
+    dtype = runtime.resolve_dtype("auto", chosen)
+    with runtime.session(threads=threads or torch.get_num_threads(), deterministic=False):
+        return {
+            "versions": {
+                "nlpstack": __version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in _VERSIONS},
+            },
+            "extras": _extras(),
+            "machine": _machine(chosen, problems.append),
+            "device": {"choice": str(chosen), "rule": "a CUDA device where torch finds one, else the CPU"},
+            "dtype": _check_dtype(chosen, dtype, problems.append),
+            "attention": _check_attention(chosen, dtype, problems.append),
+            "compiler": _check_compiler(chosen, full, problems.append),
+            "disk": _check_disk(Path(out), problems.append),
+            "problems": problems,
+        }
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    """Which extras are installed, and what each gives."""
+    found = {}
+    for extra, (packages, gives) in EXTRAS.items():
+        versions = {name: _version(name) for name in packages}
+        found[extra] = {"installed": None not in versions.values(), "gives": gives, "packages": versions}
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine(device: torch.device, problem: Note) -> dict[str, Any]:
+    """Processor, cores, threads and memory in bytes; None where the system does not say."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    if threads > usable:
+        problem(f"threads: {threads} on {usable} usable cores wait for one another; give --threads {usable}")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    except OSError:
+        sizes = {}
+    found: dict[str, Any] = {
+        "system": platform.platform(),
+        "processor": runtime.processor_name("cpu"),
+        "cores": usable,
+        "threads": threads,
+        "memory_bytes": sizes.get("MemTotal"),
+        "memory_free_bytes": sizes.get("MemAvailable"),
+    }
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": total, "gpu_memory_free_bytes": free}
+    return found
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shortest time that a piece of work takes, warmed up, in about a third of a second of trying."""
+    from torch.utils.benchmark import Timer  # takes a while, and `info` needs none
+
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    timer.timeit(2)
+    return min(timer.blocked_autorange(min_run_time=0.3).times)
+
+
+def _product_seconds(n: int, dtype: str, device: torch.device) -> float:
+    a = torch.ones(n, n, dtype=runtime.DTYPES[dtype], device=device)
+    return _seconds(lambda: a @ a)
+
+
+def _check_dtype(device: torch.device, chosen: str, problem: Note) -> dict[str, Any]:
+    """FLOP/s of a matrix product in fp32 and bf16, beside what `train.dtype=auto` takes."""
+    n = 1024 if device.type == "cpu" else 8192
+    rates = {dtype: 2 * n**3 / _product_seconds(n, dtype, device) for dtype in ("fp32", "bf16")}
+    other = "fp32" if chosen == "bf16" else "bf16"
+    if rates[chosen] < _SLOWER * rates[other]:
+        problem(
+            f"dtype: the rule takes {chosen}, but {other} multiplies {rates[other] / rates[chosen]:.1f} times as fast "
+            f"here; give --dtype {other}"
+        )
+    rule = "bf16 on CPUs with AMX or AVX512-BF16 and GPUs of capability 8.0 up, else fp32"
+    return {"choice": chosen, "rule": rule, **{f"{name}_gflops": round(r / 1e9, 1) for name, r in rates.items()}}
+
+
+def _attention_seconds(product: str, dtype: str, device: torch.device) -> float:
+    attend = {"plain": plain_attention, "fused": fused_attention}[product]
+    q, k, v = (torch.randn(_SHAPE, device=device, dtype=runtime.DTYPES[dtype], requires_grad=True) for _ in range(3))
+    return _seconds(lambda: attend(q, k, v, None, causal=True, dropout=0.0).sum().backward())
+
+
+def _check_attention(device: torch.device, dtype: str, problem: Note) -> dict[str, Any]:
+    """Milliseconds of the plain and the fused attention product, forward and backward, beside the one runs take."""
+    times = {product: 1e3 * _attention_seconds(product, dtype, device) for product in ("plain", "fused")}
+    chosen = faster_in_training(device.type)
+    other = "fused" if chosen == "plain" else "plain"
+    if times[other] < _SLOWER * times[chosen]:
+        problem(
+            f"attention: the rule takes the {chosen} product, but the {other} one is "
+            f"{times[chosen] / times[other]:.1f} times as fast here at {_SHAPE[2]} tokens"
+        )
+    rule = "plain products on a CPU, the fused kernel elsewhere"
+    return {"choice": chosen, "rule": rule, **{f"{name}_ms": round(time, 3) for name, time in times.items()}}
+
+
+def _check_compiler(device: torch.device, full: bool, problem: Note) -> dict[str, Any]:
+    """Whether torch.compile finds what it needs and, with `full`, the seconds that a small function takes."""
+    found = runtime.can_compile(device.type)
+    if not found:
+        problem(
+            "compiler: none found, so every run is eager; a C++ compiler (g++ or clang++) would make long runs faster"
+        )
+    seconds = None
+    if full and found:
+        started = time.perf_counter()
+        try:
+            torch.compile(lambda x: (x * x).sum())(torch.ones(64, device=device))
+            seconds = round(time.perf_counter() - started, 1)
+        except Exception as error:  # whatever the compiler or torch's own code says is the finding
+            said = " ".join(str(error).split())[:200]
+            problem(f"compiler: found, but compiling fails ({said}); give --set train.compile=false")
+    return {"found": found, "compile_seconds": seconds}
+
+
+def _check_disk(out: Path, problem: Note) -> dict[str, Any]:
+    """Free bytes where a run's folder would be, and how fast a file is written there and forced onto the disk."""
+    place = next((folder for folder in (out, *out.parents) if folder.is_dir()), Path("."))
+    free = shutil.disk_usage(place).free
+    found = {"path": str(place), "free_bytes": free, "write_mb_per_second": None}
+    if free < _LITTLE_SPACE:
+        problem(f"disk: {free / 2**20:,.0f} MiB free at {place}; a run keeps three checkpoints of 12 bytes a weight")
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".nlpstack-doctor-") as file:
+            started = time.perf_counter()
+            file.write(bytes(_WRITTEN))
+            file.flush()
+            fsync_path(Path(file.name))
+            seconds = time.perf_counter() - started
+    except OSError as error:
+        problem(f"disk: {place}: cannot be written ({error.strerror}); give another --out")
+        return found
+    return {**found, "write_mb_per_second": round(_WRITTEN / 1e6 / seconds, 1)}
