@@ -108,7 +108,11 @@ def test_checkpointed_activations_are_what_autograd_keeps() -> None:
 
 
 # A step is at its worst in the loss of a large vocabulary, in the attention of a long context, or in wide layers.
-WORST = {"loss": {"vocab_size": 4000}, "attention": {"max_seq_len": 256}, "width": {"ffn_dim": 2048}}
+WORST = {
+    "loss": {"vocab_size": 4000},
+    "attention": {"vocab_size": 100, "max_seq_len": 256},
+    "width": {"vocab_size": 100, "ffn_dim": 2048},
+}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -118,10 +122,11 @@ def test_activations_and_workspace_are_the_most_that_a_step_holds(
     worst: str, name: str, dtype: str, tmp_path: Path
 ) -> None:
     shape = TransformerConfig(**{**SHAPES[name], **WORST[worst]})
-    said = estimated(shape, dtype=dtype)
     model = ready(shape, attention="plain")
-    held = most_held(lambda: loss(model, dtype, loss_chunk(shape.vocab_size)).backward(), tmp_path)
-    assert said.activations + said.workspace == pytest.approx(held, rel=0.1)
+    for chunk in (loss_chunk(shape.vocab_size), 64) if worst == "loss" else (1000,):
+        said = estimated(shape, dtype=dtype, loss_chunk=chunk)
+        held = most_held(lambda chunk=chunk: loss(model, dtype, chunk).backward(), tmp_path)
+        assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
 
 
 def test_checkpointing_lowers_the_most_that_a_step_holds_by_as_much_as_is_said(tmp_path: Path) -> None:
