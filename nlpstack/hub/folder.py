@@ -29,7 +29,7 @@ TOKENIZER = "tokenizer.model"
 _SHARD_INDEX = "model.safetensors.index.json"
 _MEND = "copy the folder again, or save the model again"
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save: a zip of pickles; before 1.6, and others: a bare pickle
+_ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"  # torch.save: a zip of pickles; before 1.6, and others: a bare one
 _READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
 
@@ -211,7 +211,9 @@ def _weights_file(folder: Path) -> Path:
 
 def _is_pickle(file: Path) -> bool:
     with open(file, "rb") as opened:
-        return opened.read(4).startswith(_PICKLE_STARTS)
+        start = opened.read(9)
+    # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
+    return start.startswith(_ZIP_START) or (start.startswith(_PICKLE_START) and start[8:] != b"{")
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -233,6 +233,18 @@ def test_a_pickle_is_refused_and_never_opened(folder: Path, tmp_path: Path, plac
     assert not (tmp_path / "exploded").exists()
 
 
+def test_weights_are_not_taken_for_a_pickle_by_the_length_of_their_header(folder: Path) -> None:
+    """Bare pickles begin with 0x80, and so does each file whose header is 128 bytes and a multiple of 256 long."""
+    tensors = load_file(folder / WEIGHTS)
+    for size in range(256):
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "x" * size})
+        if (folder / WEIGHTS).read_bytes()[0] == 0x80:
+            break
+    assert (folder / WEIGHTS).read_bytes()[0] == 0x80
+    (folder / MANIFEST).unlink()
+    load_model(folder)
+
+
 def test_what_holds_no_model_is_told_apart(tmp_path: Path, folder: Path) -> None:
     refused(tmp_path / "modle", "no such file or folder", f"did you mean '{folder}'?")
     refused(tmp_path / "no" / "such", f"nor is there a folder {tmp_path / 'no'}")
