@@ -17,34 +17,6 @@ from nlpstack.train.run import SECTIONS
 ALL_SECTIONS = "<!-- every section -->"
 ONE_CLASS = re.compile(r"<!-- options of ([\w.]+) -->")
 
-# What a key is, where no comment beside it in the code says so.
-DESCRIBED = {
-    "TransformerConfig.dim": "width of the hidden states; a multiple of `n_heads`",
-    "TransformerConfig.n_layers": "blocks of attention and feed-forward",
-    "TransformerConfig.n_heads": "query heads, each `dim / n_heads` wide",
-    "TransformerConfig.positions": "how a token's place is told: a learned vector added to its embedding, a sinusoidal "
-    "one (Vaswani et al. 2017), or queries and keys rotated by it (Su et al. 2021)",
-    "TransformerConfig.rope_theta": "base of the wavelengths of rotary positions",
-    "TransformerConfig.norm": "LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019)",
-    "TransformerConfig.norm_eps": "added to the variance, or the mean square, that a norm divides by the root of",
-    "TransformerConfig.activation": "inside the feed-forward layer; `gelu` is the exact one (erf), `gelu_tanh` GPT-2's "
-    "approximation, `swiglu` has a third matrix, a gate (Shazeer 2020)",
-    "TokenizerConfig.kind": "SentencePiece's unigram model or byte-pair encoding, or one piece a character",
-    "OptimConfig.name": "the optimizer",
-    "OptimConfig.beta2": "how slowly the mean of the squared gradient forgets",
-    "OptimConfig.schedule": "the learning rate's course after the warm-up",
-    "TrainConfig.epochs": "passes over the training data, of blocks that are cut anew each time; need not be whole",
-    "TrainConfig.minutes": "turned into a number of steps once, before the first one",
-    "TrainConfig.batch_tokens": "tokens an optimizer step; rounded down to whole sequences",
-    "TrainConfig.dtype": "what products are computed in, over fp32 weights; `auto`: bf16 where the hardware multiplies "
-    "it faster, else fp32",
-    "TrainConfig.compile": "torch.compile; `auto`: if the run is long enough to repay it",
-    "TrainConfig.device": "`auto`: a GPU where there is one",
-    "TrainConfig.seed": "of weights, order and dropout",
-    "TrainConfig.sample_tokens": "tokens of each of these texts",
-    "Sampling.seed": "another one draws other text",
-}
-
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _KINDS = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}
 
@@ -63,7 +35,7 @@ def options(cls: Any) -> list[Option]:
     said = comments(cls)
     found = []
     for name, field in cls.__pydantic_fields__.items():
-        description = said.get(name) or DESCRIBED.get(f"{cls.__name__}.{name}")
+        description = said.get(name)
         if description is None:
             raise ValueError(f"{cls.__name__}.{name} has no comment beside it that says what it is")
         bounds = [

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def _recipe(target: str | Path) -> Path | None:
         return None
     folders = [folder for place in {path.parent, Path("runs")} if place.is_dir() for folder in place.iterdir()]
     known = names | {str(folder) for folder in folders if folder.is_dir() and not folder.name.startswith(".")}
-    raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known)}")
+    close = get_close_matches(name, known, n=1)  # of the folders only those; there may be many
+    raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known if close else names)}")
 
 
 Found = tuple[str, str, RunConfig | None, GPT, Choices | None]  # kind, name, how it is trained, the model

@@ -134,14 +134,6 @@ def test_a_key_without_a_description_is_refused(generate_config, monkeypatch):
         generate_config.options(SECTIONS["data"])
 
 
-def test_only_keys_without_a_comment_are_described_apart_from_the_code(generate_config):
-    classes = {cls.__name__: cls for cls in (*SECTIONS.values(), Sampling)}
-    for path in generate_config.DESCRIBED:
-        owner, _, key = path.partition(".")
-        assert key in classes[owner].__pydantic_fields__
-        assert key not in generate_config.comments(classes[owner])
-
-
 def test_defaults_are_written_as_a_recipe_would_write_them(generate_config):
     for cls in (*SECTIONS.values(), Sampling):
         for option in generate_config.options(cls):

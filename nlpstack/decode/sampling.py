@@ -64,7 +64,7 @@ class Sampling:
     stop: Strings = ()  # text ends before the first of these
     samples: int = 1  # texts a prompt; of beam search, the best ones
     logprobs: bool = False  # keep each new token's log-probability under the model's own distribution
-    seed: int = 0
+    seed: int = 0  # another one draws other text
 
     @model_validator(mode="wrap")
     @classmethod

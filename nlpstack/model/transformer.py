@@ -25,18 +25,18 @@ class TransformerConfig:
 
     vocab_size: int = 0  # 0 in a recipe: the tokenizer's
     max_seq_len: int = 256  # tokens
-    dim: int = 256
-    n_layers: int = 4
-    n_heads: int = 4
+    dim: int = 256  # width of the hidden states; a multiple of n_heads
+    n_layers: int = 4  # blocks of attention and feed-forward
+    n_heads: int = 4  # query heads, each dim / n_heads wide
     n_kv_heads: int = 0  # key/value heads shared by groups of query heads; 0: n_heads
     ffn_dim: int = 0  # 0: 4 * dim
     causal: bool = True  # GPT: a token sees its past. False, BERT: it sees both sides.
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
-    rope_theta: float = 10000.0
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_eps: float = 1e-5
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
+    rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
+    norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
     pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's gelu; swiglu: gated
     bias: bool = True  # in linear layers and LayerNorm
     n_segments: int = 0  # 2 for BERT sentence pairs
     tied: bool = True  # the unembedding is the token embedding

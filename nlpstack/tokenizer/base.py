@@ -19,7 +19,7 @@ DEFAULT_VOCAB_SIZE = 8192
 class TokenizerConfig:
     """How a tokenizer is trained."""
 
-    kind: Kind = "unigram"
+    kind: Kind = "unigram"  # bpe: byte-pair encoding; char: one piece a character
     vocab_size: int | None = Field(default=None, gt=0)  # None: 8192; for char, every character of the corpus
     character_coverage: float = Field(default=0.9999, ge=0.98, le=1.0)  # share of the text; rarer ones become bytes
     max_train_bytes: int = Field(default=100_000_000, ge=1024)  # beyond it, an evenly spread sample is trained on

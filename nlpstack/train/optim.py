@@ -31,18 +31,18 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
 class OptimConfig:
     """How weights are changed. None: the chosen optimizer's default, or nothing where it has no such option."""
 
-    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"
+    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"  # the optimizer
     lr: float | None = None  # the highest of the schedule; of lbfgs: the first length that a line search tries
     weight_decay: float | None = None  # of matrices; biases and norms are not decayed
     momentum: float | None = None  # sgd, rmsprop, muon
     nesterov: bool | None = None  # sgd, muon: the gradient is taken where momentum leads
     beta1: float | None = None  # adam, adamw, and what muon leaves to adamw
-    beta2: float | None = None
+    beta2: float | None = None  # the same: how slowly the mean squared gradient forgets
     alpha: float | None = None  # rmsprop: how much of the mean square is kept at a step
     eps: float | None = None  # added to the divisor
     history: int | None = None  # lbfgs: pairs of vectors that are kept
     max_iter: int | None = None  # lbfgs: iterations a step at most
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # of the learning rate, after the warm-up
     warmup: float = 0.05  # steps of linear rise from 0; below 1: a share of all steps
     min_lr: float = 0.1  # where the schedule ends, as a share of lr
     decay_share: float = 0.2  # of wsd: the share of steps that go down at the end

@@ -42,25 +42,25 @@ class TrainConfig:
     """How long, in what batches, on what machine, and how often to look."""
 
     steps: int | None = None  # give one of steps, epochs and minutes
-    epochs: float | None = None
-    minutes: float | None = None
+    epochs: float | None = None  # passes over the training data; need not be whole
+    minutes: float | None = None  # turned into steps once, before the first
     batch_size: int | None = None  # sequences an optimizer step; or batch_tokens
-    batch_tokens: int | None = None
+    batch_tokens: int | None = None  # tokens an optimizer step, rounded down to whole sequences
     micro_batch: int = 0  # sequences at a time, gradients added up; 0: the whole batch
     log_every: int = 50  # steps
     val_every: int = 500  # steps; 0: at the end only
     checkpoint_every: int = 500  # steps; 0: at the end only
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of products; auto: bf16 where it is faster, else fp32
+    compile: bool | Literal["auto"] = "auto"  # auto: where the run is long enough to repay it
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     threads: int = 0  # 0: as many as torch finds cores
-    seed: int = 1
+    seed: int = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
     activation_checkpointing: bool = False  # less memory, about a third more work
     patience: int = 0  # validations without a better one before stopping early; 0: never
     max_skips: int = 3  # steps in a row with a loss or gradient that is not finite
     samples: int = 1  # texts written at each validation, from prompts of the validation part
-    sample_tokens: int = 60
+    sample_tokens: int = 60  # of each of these texts
 
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs", "minutes"), ("batch_size", "batch_tokens"))
 
