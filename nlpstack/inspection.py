@@ -20,6 +20,7 @@ from nlpstack.data.corpus import load_corpus
 from nlpstack.errors import ConfigError
 from nlpstack.files import fsync_path
 from nlpstack.hub import load_model
+from nlpstack.job import count_parameters, make_choices
 from nlpstack.model import GPT
 from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
 from nlpstack.model.meta import on_meta
@@ -27,7 +28,6 @@ from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.tokenizer import train_tokenizer
 from nlpstack.tokenizer.layout import N_FIXED
 from nlpstack.train import runtime
-from nlpstack.train.job import count_parameters, make_choices
 from nlpstack.train.memory import MemoryEstimate, current_memory, estimate_memory, flops_per_token, kv_cache_bytes
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
 from nlpstack.train.runtime import Choices

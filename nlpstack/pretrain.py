@@ -9,12 +9,12 @@ from nlpstack.data.corpus import load_corpus
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
+from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import GPT
 from nlpstack.report import add_loss_picture
 from nlpstack.tasks import CausalLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_corpus
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
-from nlpstack.train.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.train.log import Reporter, Silent
 from nlpstack.train.run import LOSS_PICTURE, Run, load_run
 

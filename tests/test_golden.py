@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import nlpstack
+from nlpstack.job import RunOptions
 from nlpstack.pretrain import pretrain
-from nlpstack.train.job import RunOptions
 from tests.tiny_recipe import TINY, tiny_text
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,8 +10,8 @@ import torch
 
 import nlpstack
 from nlpstack.errors import CheckpointError, ConfigError, ModelError
+from nlpstack.job import RunOptions
 from nlpstack.pretrain import pretrain
-from nlpstack.train.job import RunOptions
 from tests.tiny_recipe import TINY, tiny_text
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from nlpstack.errors import DataError
+from nlpstack.job import RunOptions
 from nlpstack.model import GPT
 from nlpstack.model.meta import on_meta
 from nlpstack.pretrain import pretrain
 from nlpstack.recipes import list_recipes
-from nlpstack.train.job import RunOptions
 from nlpstack.train.run import load_run
 from tests.tiny_recipe import tiny_text
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from nlpstack import report
 from nlpstack.errors import DataError
+from nlpstack.job import RunOptions
 from nlpstack.pretrain import pretrain as pretrain_call
 from nlpstack.report import LossCurves, add_loss_picture, loss_curves, loss_picture
-from nlpstack.train.job import RunOptions
 from nlpstack.train.log import MetricsLog
 from nlpstack.train.run import RunFolder
 from tests import tiny

@@ -56,8 +56,8 @@ def pretrain_command(recipe: str | None, arch: str | None, **given: Any) -> None
     """
     if recipe is None and arch is None:
         raise click.UsageError("give a RECIPE or --arch gpt")
+    from nlpstack.job import RunOptions
     from nlpstack.pretrain import pretrain
-    from nlpstack.train.job import RunOptions
     from nlpstack.train.runtime import StopSignal, keep_freed_memory
 
     flags = {

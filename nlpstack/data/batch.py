@@ -13,12 +13,19 @@ IGNORE_INDEX = -100  # a label that does not count, in every loss of torch
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows of tokens with what is asked of them; tensors are (B, T)."""
+    """Rows of tokens with what is asked of them; labels, their counts and the terms of the loss share their keys."""
 
-    tokens: Tensor  # int64
-    labels: Tensor  # int64, IGNORE_INDEX where nothing counts
-    mask: Tensor | None = None  # bool, True at real tokens; None: all are, or padding cannot be seen
+    tokens: Tensor  # (B, T) int64
+    labels: dict[str, Tensor]  # int64, IGNORE_INDEX where nothing counts: "lm" (B, T), "mlm" (N,), "nsp" (B,)
+    mask: Tensor | None = None  # (B, T) bool, True at real tokens; None: all are, or padding cannot be seen
+    segments: Tensor | None = None  # (B, T) int64, which text of a pair a token belongs to; None: there is one
+    places: Tensor | None = None  # (N,) int64: where in the B * T tokens, row after row, the labels "mlm" stand
     n_targets: dict[str, int] = field(default_factory=dict)  # loss term -> labels that count
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens: padding does not count."""
+        return self.tokens.numel() if self.mask is None else int(self.mask.sum())
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device; the copy may go on in the background."""
@@ -32,13 +39,14 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        changed = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        changed["labels"] = {name: change(tensor) for name, tensor in self.labels.items()}
         return Batch(**{**values, **changed})
 
 
-def pad_rows(rows: Sequence[np.ndarray], value: int) -> Tensor:
-    """Rows of unequal length as one int64 tensor (B, T), filled up on the right with `value`."""
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> Tensor:
+    """Rows of unequal length as one int64 tensor (B, T), filled up on the right with `value`; T is `length` if given."""
+    out = np.full((len(rows), length or max(map(len, rows))), value, dtype=np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return torch.from_numpy(out)

@@ -49,6 +49,6 @@ class PackedBlocks:
             labels[labels == spec.bos_id] = IGNORE_INDEX
         return Batch(
             tokens=torch.from_numpy(rows[:, :-1].copy()),
-            labels=torch.from_numpy(labels),
+            labels={"lm": torch.from_numpy(labels)},
             n_targets={"lm": int((labels != IGNORE_INDEX).sum())},
         )

@@ -92,4 +92,4 @@ def _pad(parts: list[Window]) -> WindowBatch:
         labels[: len(labels) - part.n_scored] = IGNORE_INDEX
         targets.append(labels)
     tokens = pad_rows([part.tokens[:-1] for part in parts], 0)
-    return WindowBatch(batch=Batch(tokens=tokens, labels=pad_rows(targets, IGNORE_INDEX)), windows=parts)
+    return WindowBatch(batch=Batch(tokens=tokens, labels={"lm": pad_rows(targets, IGNORE_INDEX)}), windows=parts)

@@ -37,7 +37,7 @@ class CausalLM:
         """Summed next-token loss in nats, under "lm"."""
         assert isinstance(model, GPT)
         hidden = model.transformer(batch.tokens, mask=batch.mask)  # (B, T, D)
-        return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels, self.loss_chunk)}
+        return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
     def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[WindowBatch]:
         """All windows of a split, in batches under the token budget."""
@@ -52,7 +52,9 @@ class CausalLM:
         """Score a batch of windows."""
         assert isinstance(model, GPT)
         hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
-        nll = token_nll(hidden, model.unembedding, batch.batch.labels, self.loss_chunk)  # (B, T), 0 where not scored
+        nll = token_nll(
+            hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk
+        )  # (B, T), 0 where not scored
         sums = nll.double().sum(dim=1).tolist()
         for window, total in zip(batch.windows, sums, strict=True):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())

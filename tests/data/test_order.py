@@ -70,13 +70,13 @@ def test_labels_are_the_next_tokens_and_the_beginning_of_a_text_is_none(make_sha
     assert torch.equal(batch.tokens, rows[:, :-1])
     is_bos = rows[:, 1:] == 1
     assert is_bos.any()
-    assert torch.equal(batch.labels, rows[:, 1:].masked_fill(is_bos, IGNORE_INDEX))
+    assert torch.equal(batch.labels["lm"], rows[:, 1:].masked_fill(is_bos, IGNORE_INDEX))
     assert batch.n_targets == {"lm": int((~is_bos).sum())}
 
 
 def test_a_token_that_begins_and_ends_texts_is_a_label(make_shards: MakeShards) -> None:
     batch = PackedBlocks(make_shards(["ab"] * 9, bos_id=1, eos_id=1), 8, seed=1).batch([(0, 0)])
-    assert (batch.labels == 1).any()
+    assert (batch.labels["lm"] == 1).any()
     assert batch.n_targets == {"lm": 8}
 
 
@@ -85,7 +85,7 @@ def test_a_token_that_begins_and_ends_texts_is_a_label(make_shards: MakeShards) 
 
 def collate(examples: list[Example]) -> Batch:
     tokens = torch.tensor(examples)
-    return Batch(tokens=tokens, labels=tokens, n_targets={"lm": len(examples)})
+    return Batch(tokens=tokens, labels={"lm": tokens}, n_targets={"lm": len(examples)})
 
 
 def loader(n_examples: int, batch_size: int, micro_batch: int, seed: int = 1) -> Loader:
@@ -179,8 +179,8 @@ def test_rows_are_filled_up_on_the_right() -> None:
 
 
 def test_a_batch_moves_whole() -> None:
-    batch = Batch(tokens=torch.ones(1, 2), labels=torch.ones(1, 2), mask=None, n_targets={"lm": 2})
+    batch = Batch(tokens=torch.ones(1, 2), labels={"lm": torch.ones(1, 2)}, mask=None, n_targets={"lm": 2})
     assert batch.to(torch.device("cpu")) is batch
     moved = batch.to(torch.device("meta"))
-    assert (moved.tokens.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert (moved.tokens.device.type, moved.labels["lm"].device.type) == ("meta", "meta")
     assert (moved.mask, moved.n_targets) == (None, {"lm": 2})

@@ -91,7 +91,7 @@ def batched(shards: TokenShards, window: int, stride: int, batch_tokens: int) ->
     """The windows of all batches, after checking that each batch holds them and fits the budget."""
     found = []
     for group in batch_windows(windows(shards, window, stride, 0), window, batch_tokens):
-        tokens, labels = group.batch.tokens, group.batch.labels
+        tokens, labels = group.batch.tokens, group.batch.labels["lm"]
         assert tokens.shape == labels.shape == (len(group.windows), max(len(w.tokens) for w in group.windows) - 1)
         assert len(group.windows) == 1 or tokens.numel() <= batch_tokens
         for row, targets, part in zip(tokens, labels, group.windows, strict=True):

@@ -95,7 +95,7 @@ def ragged(examples: list[tuple[int, int]]) -> Batch:
     for row, (_, index) in zip(labels, examples, strict=True):
         row[: (index * 11) % 32] = IGNORE_INDEX
         row[31 - index % 5 :] = IGNORE_INDEX
-    return Batch(tokens=rows[:, :-1], labels=labels, n_targets={"lm": int((labels != IGNORE_INDEX).sum())})
+    return Batch(tokens=rows[:, :-1], labels={"lm": labels}, n_targets={"lm": int((labels != IGNORE_INDEX).sum())})
 
 
 def gradients(shape: TransformerConfig, micro_batch: int, product: str) -> torch.Tensor:
@@ -106,7 +106,7 @@ def gradients(shape: TransformerConfig, micro_batch: int, product: str) -> torch
     total = sum(batch.n_targets["lm"] for batch in batches)
     for batch in batches:
         hidden = model.transformer(batch.tokens)
-        (linear_cross_entropy(hidden, model.unembedding, batch.labels, 100) / total).backward()
+        (linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], 100) / total).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
 
 

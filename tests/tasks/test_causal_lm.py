@@ -208,10 +208,12 @@ def test_the_training_loss_is_summed_over_the_labels_that_count(
 ) -> None:
     blocks = PackedBlocks(shards_of(task.tokenizer, texts_of(text, [60] * 9), tmp_path), 16, seed=0)
     batch = blocks.batch([(0, index) for index in range(len(blocks))])
-    assert (batch.labels == IGNORE_INDEX).any()
+    assert (batch.labels["lm"] == IGNORE_INDEX).any()
     (name, found) = next(iter(task.loss(model, batch).items()))
     logits = model(batch.tokens)
-    wanted = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+    wanted = F.cross_entropy(
+        logits.flatten(0, 1), batch.labels["lm"].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
     assert batch.n_targets.keys() == {name} == {"lm"}
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nlpstack.job import make_choices
 from nlpstack.model import GPT, KVCache, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_nll
 from nlpstack.tasks import EvalConfig
-from nlpstack.train.job import make_choices
 from nlpstack.train.memory import MemoryEstimate, estimate_memory, flops_per_token, kv_cache_bytes, optimizer_bytes
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig, load_run

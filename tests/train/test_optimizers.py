@@ -14,11 +14,11 @@ import torch
 import tests.tiny_recipe
 from nlpstack.data.loader import Loader
 from nlpstack.errors import ConfigError, TrainingError
+from nlpstack.job import RunOptions
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.pretrain import pretrain
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import optimizer_state, restore_optimizers
-from nlpstack.train.job import RunOptions
 from nlpstack.train.optim import OPTIONS, OptimConfig, line_search_step, make_optimizers
 from nlpstack.train.trainer import Trainer
 from tests.train.test_trainer import collate, losses_of, trainer
@@ -154,7 +154,7 @@ def test_lbfgs_steps_are_those_of_torchs_own_class(tmp_path):
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(theirs(batch.tokens).flatten(0, 1), batch.labels.flatten())
+        loss = torch.nn.functional.cross_entropy(theirs(batch.tokens).flatten(0, 1), batch.labels["lm"].flatten())
         loss.backward()
         return loss
 

@@ -51,7 +51,7 @@ def collate(examples: list[tuple[int, int]]) -> Batch:
     labels = tokens[:, 1:].clone()
     for row, (_, index) in enumerate(examples):
         labels[row, : index % CONTEXT] = IGNORE_INDEX  # ragged: rows count unequally
-    return Batch(tokens=tokens[:, :-1], labels=labels, n_targets={"lm": int((labels != IGNORE_INDEX).sum())})
+    return Batch(tokens=tokens[:, :-1], labels={"lm": labels}, n_targets={"lm": int((labels != IGNORE_INDEX).sum())})
 
 
 def trainer(folder: Path, *, micro_batch: int = 8, losses=(3.0,), dropout: float = 0.0, **given) -> Trainer:
@@ -96,7 +96,7 @@ def test_the_loss_is_the_mean_over_targets_not_over_rows(tmp_path):
     mean = run.accumulate(batches)["lm"].item()
     with torch.no_grad():
         logits = torch.cat([run.model(batch.tokens) for batch in batches]).flatten(0, 1)
-    labels = torch.cat([batch.labels for batch in batches]).flatten()
+    labels = torch.cat([batch.labels["lm"] for batch in batches]).flatten()
     assert mean == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
 
 
