@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import write_bytes
 from nlpstack.hub import load_model
-from nlpstack.model import GPT
+from nlpstack.model import BERT, LanguageModel
 from nlpstack.model.attention_weights import attention_weights
 from nlpstack.train.runtime import DTYPES, resolve_device, session
 
@@ -30,7 +31,7 @@ class AttentionResult:
 
 
 def attention(
-    model: GPT | str | Path,
+    model: LanguageModel | str | Path,
     text: str,
     out: str | Path,
     *,
@@ -49,7 +50,7 @@ def attention(
     path = _checked_path(Path(out))
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
         ready = _ready(model, device, dtype)
-        name = "the model" if isinstance(model, GPT) else str(model)
+        name = str(model) if isinstance(model, str | Path) else "the model"
         _check_number("layer", layer, ready.config.n_layers, name)
         _check_number("head", head, ready.config.n_heads, name)
         tokens = _tokens(ready, text, name)
@@ -83,8 +84,8 @@ def _checked_path(out: Path) -> Path:
     return out
 
 
-def _ready(model: GPT | str | Path, device: str, dtype: str | None) -> GPT:
-    if isinstance(model, GPT):
+def _ready(model: LanguageModel | str | Path, device: str, dtype: str | None) -> LanguageModel:
+    if not isinstance(model, str | Path):
         if device != "auto" or dtype is not None:
             raise ConfigError("device and dtype are for a model that is read from a folder; move the object yourself")
         return model
@@ -98,23 +99,31 @@ def _check_number(what: str, number: int | None, count: int, name: str) -> None:
         raise ConfigError(f"{what} {number}: {name} has {count:,} {what}s, counted from 0 to {count - 1:,}")
 
 
-def _tokens(model: GPT, text: str, name: str) -> Tensor:
-    """The ids (T,) of the text, where the model stands."""
+def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
+    """The ids (T,) of the text, for a BERT as [CLS] text [SEP], where the model stands."""
     if model.tokenizer is None:
         raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
     ids = model.tokenizer.encode(text)
     if not ids:
         raise DataError("the text is empty, so there is nothing to attend to; give one of at least a word")
+    if isinstance(model, BERT):
+        cls, sep = model.tokenizer.cls_id, model.tokenizer.sep_id
+        if cls is None or sep is None:
+            raise ModelError(
+                f"{name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; "
+                "add the tokenizer it was trained with"
+            )
+        ids = [cls, *ids, sep]
     if len(ids) > model.config.max_seq_len:
         raise DataError(
             f"the text has {len(ids):,} tokens, the model's context holds {model.config.max_seq_len:,} (max_seq_len); "
             f"shorten it: {text[:40]!r}{'...' * (len(text) > 40)}"
         )
-    return torch.tensor(ids, device=model.unembedding.device)
+    return torch.tensor(ids, device=model.transformer.tokens.weight.device)
 
 
 def _pattern(
-    model: GPT, tokens: Tensor, name: str, layer: int | None, head: int | None, suffix: str
+    model: LanguageModel, tokens: Tensor, name: str, layer: int | None, head: int | None, suffix: str
 ) -> report.AttentionPattern:
     """The weights to draw; refused where they would be more than can be held."""
     whole = suffix == ".html"
@@ -134,7 +143,13 @@ def _pattern(
         weights=weights.float().cpu().numpy(),
         layers=layers,
         heads=heads,
-        tokens=[model.tokenizer.token_bytes(token) for token in tokens.tolist()],
+        tokens=[_spelled(model.tokenizer, token) for token in tokens.tolist()],
         causal=model.config.causal,
         model=name,
     )
+
+
+def _spelled(tokenizer: Any, token: int) -> bytes:
+    """A token as it is labelled: its bytes, but `[SEP]` and `##ing` as the tokenizer spells them."""
+    data, piece = bytes(tokenizer.token_bytes(token)), str(tokenizer.piece(token)).encode()
+    return piece if token in tokenizer.special_ids or piece == b"##" + data else data

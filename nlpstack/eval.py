@@ -17,7 +17,8 @@ from nlpstack.data.readers import DataConfig
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import standing, write_text
 from nlpstack.hub import load_model, weights_hash
-from nlpstack.tasks import CausalLM, EvalConfig
+from nlpstack.model import GPT, LanguageModel
+from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, TaskConfig
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.train import evaluator, runtime
 from nlpstack.train.log import Reporter, Silent, finite
@@ -83,10 +84,17 @@ def _evaluate_one(
     record = read_record(path) if (path / "config.toml").exists() else {}
     config = _eval_config(options, record)
     split = _split(path, options, record, note)
-    task = CausalLM(model.tokenizer)
+    task = _task(model, path, record)
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        shards = tokenize_split(split, model.tokenizer, cache, options.threads or torch.get_num_threads(), note)
+        shards = tokenize_split(
+            split,
+            model.tokenizer,
+            task.layout,
+            cache,
+            threads=options.threads or torch.get_num_threads(),
+            note=note,
+        )
         started = time.perf_counter()
         scores = evaluator.evaluate(model, task, shards, config, device=device, dtype=dtype)
         seconds = time.perf_counter() - started
@@ -106,6 +114,18 @@ def _evaluate_one(
         "eval": asdict(config),
         "command": options.command,
     }
+
+
+def _task(model: LanguageModel, path: Path, record: Mapping[str, Any]) -> CausalLM | MaskedLM:
+    """The task that a model is scored on: that of its run, or what its heads can do."""
+    if isinstance(model, GPT):
+        return CausalLM(model.tokenizer)
+    if "mlm" not in model.heads:
+        raise ModelError(f"{path}: has no head that guesses masked tokens, so there is nothing to score; see: embed")
+    values = record.get("task", {"nsp": "nsp" in model.heads})
+    config = build(TaskConfig, values, "task", {}, f"{path}/config.toml")
+    language = record.get("data", {}).get("language", DataConfig().language)
+    return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
 
 
 def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:

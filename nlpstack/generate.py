@@ -11,7 +11,7 @@ import torch
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.hub import load_model
-from nlpstack.model import GPT
+from nlpstack.model import GPT, LanguageModel
 from nlpstack.train.runtime import DTYPES, resolve_device, session
 
 DEFAULT_SAMPLING = Sampling()
@@ -28,7 +28,7 @@ class GenerationResult:
 
 
 def generate(
-    model: GPT | str | Path,
+    model: LanguageModel | str | Path,
     prompts: Sequence[str],
     sampling: Sampling = DEFAULT_SAMPLING,
     *,
@@ -52,20 +52,36 @@ def generate(
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
         ready = _ready(model, device, DTYPES[dtype])
         if ready.tokenizer is None:
-            name = "the model" if isinstance(model, GPT) else model
-            raise ModelError(f"{name}: has no tokenizer, so it can neither read a prompt nor write text; add its files")
+            raise ModelError(
+                f"{_name(model)}: has no tokenizer, so it can neither read a prompt nor write text; add its files"
+            )
         generations, timing = decode(ready, ready.tokenizer, prompts, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
 
 
-def _ready(model: GPT | str | Path, device: str, dtype: torch.dtype) -> GPT:
+def _ready(model: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> GPT:
     """The model on its device and in its dtype, without changing one that the caller holds."""
-    if isinstance(model, GPT):
-        target = model.unembedding.device if device == "auto" else resolve_device(device)
-        if all(_is_on(weight.device, target) and weight.dtype == dtype for weight in model.parameters()):
-            return model
-        return copy.deepcopy(model, {id(model.tokenizer): model.tokenizer}).to(target, dtype)
-    return load_model(model, device=resolve_device(device), dtype=dtype)
+    if isinstance(model, str | Path):
+        return _causal(load_model(model, device=resolve_device(device), dtype=dtype), model)
+    held = _causal(model, model)
+    target = held.unembedding.device if device == "auto" else resolve_device(device)
+    if all(_is_on(weight.device, target) and weight.dtype == dtype for weight in held.parameters()):
+        return held
+    return copy.deepcopy(held, {id(held.tokenizer): held.tokenizer}).to(target, dtype)
+
+
+def _causal(ready: LanguageModel, model: LanguageModel | str | Path) -> GPT:
+    """The model if it can go on from a text."""
+    if not isinstance(ready, GPT):
+        raise ModelError(
+            f"{_name(model)}: a BERT, an encoder that sees both sides of a token, so it cannot go on from a text; see "
+            "'nlpstack fill-mask' and 'nlpstack embed', or give a GPT"
+        )
+    return ready
+
+
+def _name(model: LanguageModel | str | Path) -> str:
+    return str(model) if isinstance(model, str | Path) else "the model"
 
 
 def _is_on(device: torch.device, target: torch.device) -> bool:

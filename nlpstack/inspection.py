@@ -21,10 +21,12 @@ from nlpstack.errors import ConfigError
 from nlpstack.files import fsync_path
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices
-from nlpstack.model import GPT
+from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
+from nlpstack.model.heads import HEADS
 from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
+from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
 from nlpstack.tokenizer.layout import N_FIXED
 from nlpstack.train import runtime
@@ -59,8 +61,8 @@ def info(
     """Size and cost of the model of a recipe, a run or a model folder: parameters, FLOPs a token, bytes.
 
     `overrides` ("section.key=value") and `flags` ("section.key" -> value) change a recipe. Of a folder that is no run
-    the bytes of training are None, since nothing says how it would be trained. Raises NlpstackError where nothing is
-    found.
+    the bytes of training are None, since nothing says how it would be trained, and those of the cache of keys and
+    values are None for a BERT, which has none. Raises NlpstackError where nothing is found.
     """
     notes: list[str] = []
     recipe = _recipe(target)
@@ -74,8 +76,8 @@ def info(
         "kind": kind,
         "shape": asdict(model.config),
         "parameters": _parameters(model),
-        "flops_per_token": flops_per_token(model),
-        "kv_cache_bytes_per_token": kv_cache_bytes(model.config),
+        "flops_per_token": flops_per_token(model, predicted=_predicted(model, config)),
+        "kv_cache_bytes_per_token": kv_cache_bytes(model.config) if model.config.causal else None,
         **_training(model, config, choices, notes.append),
         "notes": notes,
     }
@@ -95,7 +97,7 @@ def _recipe(target: str | Path) -> Path | None:
     raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known if close else names)}")
 
 
-Found = tuple[str, str, RunConfig | None, GPT, Choices | None]  # kind, name, how it is trained, the model
+Found = tuple[str, str, RunConfig | None, LanguageModel, Choices | None]  # kind, name, how it is trained, the model
 
 
 def _of_recipe(recipe: Path, overrides: Sequence[str], flags: Mapping[str, Any], note: Note) -> Found:
@@ -103,10 +105,8 @@ def _of_recipe(recipe: Path, overrides: Sequence[str], flags: Mapping[str, Any],
     for text in run.resolved.notes:
         note(text)
     shape = replace(run.config.model, vocab_size=_vocab_size(run.config, note))
-    if not shape.causal:
-        raise ConfigError(f"{run.name}: model.causal=false, a bidirectional encoder, has no command yet")
     with on_meta():
-        model = GPT(shape)
+        model = GPT(shape) if shape.causal else BERT(shape, heads=HEADS if run.config.task.nsp else ("mlm",))
     return "recipe", run.name, run.config, model, None
 
 
@@ -136,22 +136,36 @@ def _of_folder(folder: Path) -> Found:
     return "run", str(folder), load_run(str(folder / "config.toml"), STAGE, {}, ()).config, model, run.choices()
 
 
-def _parameters(model: GPT) -> dict[str, int]:
-    """Weights, shared ones once: those that stand for tokens and positions, the others, and the blocks by rule."""
+def _parameters(model: LanguageModel) -> dict[str, int]:
+    """Weights, shared ones once: of tokens and positions, a BERT's heads, the others, and the blocks by rule."""
     config, core = model.config, model.transformer
     blocks = count_parameters(core.blocks)
     other = blocks + count_parameters(core.norm)
+    heads = 0
+    if isinstance(model, BERT):
+        parts = (model.mlm_head, model.pooler, model.nsp_head)
+        heads = sum(count_parameters(part) for part in parts if part is not None)
+        if model.mlm_head is not None and model.mlm_head.decoder is not None:
+            heads -= model.mlm_head.decoder.weight.numel()  # an unembedding
     total = count_parameters(model)
     return {
         "total": total,
-        "embedding": total - other,
+        "embedding": total - other - heads,
         "other": other,
         "blocks": blocks,
+        "heads": heads,
         "rule_12_l_d2": 12 * config.n_layers * config.dim**2,
     }
 
 
-def _training(model: GPT, config: RunConfig | None, choices: Choices | None, note: Note) -> dict[str, Any]:
+def _predicted(model: LanguageModel, config: RunConfig | None) -> float:
+    """The share of tokens that are scored against the vocabulary; of a BERT without a recipe, the usual one."""
+    if isinstance(model, GPT):
+        return 1.0
+    return (config.task if config else TaskConfig()).mask_share if model.mlm_head is not None else 0.0
+
+
+def _training(model: LanguageModel, config: RunConfig | None, choices: Choices | None, note: Note) -> dict[str, Any]:
     """The choices of a run and the bytes it takes; of a model without a recipe, the bytes of its weights alone."""
     if config is None:
         weights = sum(parameter.nbytes for parameter in model.parameters())

@@ -20,7 +20,7 @@ from nlpstack.errors import CheckpointError, ConfigError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.model import GPT
+from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
 from nlpstack.tasks import Task
@@ -69,16 +69,17 @@ class RunResult:
 class Material:
     """What a stage makes of its files, for the trainer to work on."""
 
-    model: nn.Module
+    model: LanguageModel
     task: Task
     n_examples: int  # of the training split
     collate: Callable[[list[Example]], Batch]
     seq_len: int  # tokens an example has at most
     val: object  # what `evaluate` scores
-    hashes: dict[str, str]  # of data and tokenizer: a resumed run must find the same
     first_loss: float | None  # nats; what fresh weights should give
     write_samples: Callable[[], list[dict[str, str]]]  # texts to look at, made at each validation
-    facts: dict[str, str]  # for the model card
+    baselines: Callable[[], dict[str, dict[str, float]]] = dict  # name -> scores of guessing, beside the final ones
+    hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
+    facts: dict[str, str] = field(default_factory=dict)  # for the model card
 
 
 Prepare = Callable[[Path, int, Callable[[str], None]], Material]  # (cache folder, threads, note)
@@ -139,8 +140,7 @@ class Job:
             report = next(iter(trainer.steps()))
             say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
 
-    def _memory(self, model: nn.Module, choices: Choices, batch_size: int) -> MemoryEstimate:
-        assert isinstance(model, GPT)
+    def _memory(self, model: LanguageModel, choices: Choices, batch_size: int) -> MemoryEstimate:
         on_cpu = torch.device(choices.device).type == "cpu"
         weights = sum(parameter.nbytes for parameter in model.parameters()) if on_cpu else 0
         return estimate_memory(model, self.config, choices, batch_size=batch_size, process=current_memory() - weights)
@@ -175,7 +175,6 @@ class Job:
         material.task.loss_chunk = choices.loss_chunk
         device = torch.device(choices.device)
         model = material.model.to(device)
-        assert isinstance(model, GPT)
         model.transformer.train_attention = choices.attention
         model.transformer.checkpoint_activations = config.activation_checkpointing
         val_config = replace(self.config.eval, resamples=0)  # intervals come with the last scores
@@ -268,7 +267,6 @@ class Job:
 
     def _write_model(self, trainer: Trainer, material: Material) -> None:
         state = trainer.state
-        assert isinstance(trainer.model, GPT)
         facts = {
             **shape_facts(trainer.model),
             "run": self.run.name,
@@ -301,7 +299,17 @@ class Job:
             weights=weights_hash(self.folder.model),
         )
         metrics = {name: finite(score._asdict()) for name, score in scores.items()}
-        entry = {"model": result.model, "task": task.name, "data": list(self.config.data.paths), "split": "val"}
+        entry: dict[str, Any] = {
+            "model": result.model,
+            "task": task.name,
+            "data": list(self.config.data.paths),
+            "split": "val",
+        }
+        if baselines := material.baselines():
+            entry["baselines"] = baselines
+            for name, values in baselines.items():
+                line = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+                self.reporter.say(f"baseline {name}: {line}")
         self.folder.write_results({"results": [{**entry, "metrics": metrics}], "run": asdict(result)})
         return result
 
@@ -335,7 +343,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def make_choices(
-    config: RunConfig, model: nn.Module, batch_size: int, *, n_examples: int, note: Callable[[str], None]
+    config: RunConfig, model: LanguageModel, batch_size: int, *, n_examples: int, note: Callable[[str], None]
 ) -> Choices:
     """Settle everything that changes arithmetic, by fixed rules of hardware, versions, shapes and run length."""
     train = config.train
@@ -347,8 +355,7 @@ def make_choices(
     steps = train.steps or math.ceil((train.epochs or 0) * n_examples / batch_size)
     seconds = (train.minutes or 0) * 60
     if not seconds:
-        seq_len: int = model.config.max_seq_len  # type: ignore[union-attr, assignment]
-        flops = 6.0 * count_parameters(model) * steps * batch_size * seq_len * config.optim.evaluations
+        flops = 6.0 * count_parameters(model) * steps * batch_size * model.config.max_seq_len * config.optim.evaluations
         seconds = runtime.usual_seconds(device.type, dtype, flops)
     wanted = runtime.compile_pays(device.type, seconds) if train.compile == "auto" else train.compile
     if wanted and not runtime.can_compile(device.type):
@@ -362,7 +369,7 @@ def make_choices(
         threads=torch.get_num_threads(),
         micro_batch=train.micro_batch or batch_size,
         attention=faster_in_training(device.type),
-        loss_chunk=loss_chunk(model.config.vocab_size),  # type: ignore[union-attr, arg-type]
+        loss_chunk=loss_chunk(model.config.vocab_size),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         processor=runtime.processor_name(device.type),
         torch=torch.__version__,

@@ -5,18 +5,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from nlpstack.baselines import masked_token_baselines
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.packing import PackedBlocks
+from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
-from nlpstack.model import GPT
+from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
+from nlpstack.model.heads import Head
 from nlpstack.report import add_loss_picture
-from nlpstack.tasks import CausalLM
-from nlpstack.tasks.corpus import make_tokenizer, tokenize_corpus
+from nlpstack.tasks import CausalLM, DocumentLayout, MaskedLM
+from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import LOSS_PICTURE, Run, load_run
+from nlpstack.train.run import LOSS_PICTURE, Run, check_task, load_run
+
+Note = Callable[[str], None]
+
+_DESCRIBED_ROWS = 512  # training rows that the log's shares of hidden tokens are counted over
 
 
 def pretrain(
@@ -40,14 +47,12 @@ def pretrain(
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
-    if recipe_arch != "gpt":
-        raise ConfigError(f"{run.name}: model.causal=false, a bidirectional encoder, cannot be pretrained yet")
     start = load_model(options.model) if options.model is not None else None
     if start is not None:
         run = _with_shape_of(start, run, f"--model {options.model}")
 
-    def prepare(cache: Path, threads: int, note: Callable[[str], None]) -> Material:
-        return prepare_gpt(run, start, options, cache, threads, note)
+    def prepare(cache: Path, threads: int, note: Note) -> Material:
+        return _prepare(run, start, options, cache, threads, note)
 
     path = Path(out) if out is not None else Path("runs") / run.name
     result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
@@ -57,38 +62,117 @@ def pretrain(
     return result
 
 
-def prepare_gpt(
-    run: Run, start: GPT | None, options: RunOptions, cache: Path, threads: int, note: Callable[[str], None]
+def _prepare(
+    run: Run, start: LanguageModel | None, options: RunOptions, cache: Path, threads: int, note: Note
 ) -> Material:
-    """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as blocks of tokens."""
+    """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as its task reads it."""
     config = run.config
     splits = load_corpus(config.data, note)
     tokenizer = _given_tokenizer(options, start) or make_tokenizer(splits["train"], config.tokenizer, cache, note)
-    model = _fresh(run, tokenizer) if start is None else _continued(run, start)
-    what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
-    note(f"model: {what}: {count_parameters(model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
-    corpus = tokenize_corpus(splits, tokenizer, cache, threads=threads, note=note, names=("train", "val"))
-    task = CausalLM(tokenizer)
-    blocks = PackedBlocks(corpus.shards["train"], model.config.max_seq_len, config.train.seed)
     hashes = {"tokenizer": tokenizer.hash, **{f"data_{name}": split.key for name, split in splits.items()}}
     if options.model is not None:
         hashes["model"] = weights_hash(options.model)
-    prompts = task.prompts(corpus.shards["val"], config.train.samples)
+    facts = {"data": ", ".join(config.data.paths)}
+
+    def shards(layout: DocumentLayout) -> dict[str, TokenShards]:
+        return {
+            name: tokenize_split(splits[name], tokenizer, layout, cache, threads=threads, note=note)
+            for name in ("train", "val")
+        }
+
+    if config.model.causal:
+        material = _causal_material(run, start, tokenizer, shards)
+    else:
+        material = _masked_material(run, start, tokenizer, shards, note)
+    what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
+    note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
+    return replace(material, hashes=hashes, facts=facts)
+
+
+Shards = Callable[[DocumentLayout], dict[str, TokenShards]]
+
+
+def _causal_material(run: Run, start: LanguageModel | None, tokenizer: Tokenizer, shards: Shards) -> Material:
+    """A GPT, and the corpus as blocks of tokens."""
+    config = run.config
+    shape = replace(config.model, vocab_size=tokenizer.vocab_size)
+    if start is None:
+        model = GPT.create(shape, seed=config.train.seed, tokenizer=tokenizer)
+    else:
+        model = GPT(config.model, start.tokenizer)
+        model.load_state_dict(start.state_dict())
+    task = CausalLM(tokenizer)
+    parts = shards(task.layout)
+    blocks = PackedBlocks(parts["train"], shape.max_seq_len, config.train.seed)
+    prompts = task.prompts(parts["val"], config.train.samples)
     return Material(
         model=model,
         task=task,
         n_examples=len(blocks),
         collate=blocks.batch,
-        seq_len=model.config.max_seq_len,
-        val=corpus.shards["val"],
-        hashes=hashes,
+        seq_len=shape.max_seq_len,
+        val=parts["val"],
         first_loss=math.log(tokenizer.vocab_size) if start is None else None,
         write_samples=lambda: task.write(model, prompts, config.train.sample_tokens, config.train.seed),
-        facts={"data": ", ".join(config.data.paths)},
     )
 
 
-def _given_tokenizer(options: RunOptions, start: GPT | None) -> Tokenizer | None:
+def _masked_material(
+    run: Run, start: LanguageModel | None, tokenizer: Tokenizer, shards: Shards, note: Note
+) -> Material:
+    """A BERT, and the corpus as rows with hidden tokens."""
+    config = run.config
+    task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
+    parts = shards(task.layout)
+    rows = task.examples(parts["train"], config.train.seed)
+    for line in [*rows.rows.report(), *rows.describe(_DESCRIBED_ROWS)]:
+        note(line)
+    scored = task.scored_rows(parts["val"], config.eval)  # what cannot be scored is known before the first step
+    note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")
+    shape = replace(config.model, vocab_size=tokenizer.vocab_size) if start is None else config.model
+    model = _bert(start, shape, config.train.seed, tokenizer, task.heads, note)
+    prompts = task.prompts(parts["val"], config.train.samples)
+    first_loss = math.log(tokenizer.vocab_size) + (math.log(2) if config.task.nsp else 0.0)
+    return Material(
+        model=model,
+        task=task,
+        n_examples=len(rows.rows),
+        collate=rows.batch,
+        seq_len=shape.max_seq_len,
+        val=parts["val"],
+        first_loss=first_loss if start is None else None,
+        write_samples=lambda: task.write(model, prompts),
+        baselines=lambda: masked_token_baselines(
+            parts["train"],
+            (scored.batch for scored in task.eval_batches(model, parts["val"], config.eval) if not scored.alone),
+        ),
+    )
+
+
+def _bert(
+    start: LanguageModel | None,
+    shape: TransformerConfig,
+    seed: int,
+    tokenizer: Tokenizer,
+    heads: tuple[Head, ...],
+    note: Note,
+) -> BERT:
+    """A BERT with the heads that its task trains; those that `start` has keep its weights, the others are fresh."""
+    if start is None:
+        return BERT.create(shape, seed=seed, tokenizer=tokenizer, heads=heads)
+    assert isinstance(start, BERT)
+    model = BERT.create(shape, seed=seed, tokenizer=start.tokenizer, heads={*heads, *start.heads})
+    model.load_state_dict(start.state_dict(), strict=False)
+    for what, names in (
+        ("begin with fresh weights", [head for head in heads if head not in start.heads]),
+        ("are kept and not trained", [head for head in start.heads if head not in heads]),
+    ):
+        if names:
+            note(f"heads that {what}: {', '.join(names)}")
+    return model
+
+
+def _given_tokenizer(options: RunOptions, start: LanguageModel | None) -> Tokenizer | None:
     """The tokenizer that is not to be trained: the starting model's, or the one of --tokenizer."""
     given = load_tokenizer(Path(options.tokenizer)) if options.tokenizer is not None else None
     if start is None:
@@ -101,14 +185,12 @@ def _given_tokenizer(options: RunOptions, start: GPT | None) -> Tokenizer | None
     return own
 
 
-def _fresh(run: Run, tokenizer: Tokenizer) -> GPT:
-    shape = replace(run.config.model, vocab_size=tokenizer.vocab_size)
-    return GPT.create(shape, seed=run.config.train.seed, tokenizer=tokenizer)
-
-
-def _with_shape_of(start: GPT, run: Run, source: str) -> Run:
+def _with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
     """The run with the starting model's shape, but for dropout, which is no weight; a shape asked for is refused."""
     resolved = run.resolved
+    if start.config.causal != run.config.model.causal:
+        there, wanted = ("GPT", "BERT") if start.config.causal else ("BERT", "GPT")
+        raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
     for key, setter in resolved.origin.items():
         section, _, name = key.partition(".")
         if section != "model" or name == "dropout" or setter not in ("flag", "--set"):
@@ -123,11 +205,6 @@ def _with_shape_of(start: GPT, run: Run, source: str) -> Run:
         origin["model.dropout"] = resolved.origin["model.dropout"]
     sections = {**resolved.sections, "model": shape}
     resolved = replace(resolved, sections=sections, origin=origin)
-    return Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
-
-
-def _continued(run: Run, start: GPT) -> GPT:
-    """A model of the run's shape with the weights of another."""
-    model = GPT(run.config.model, start.tokenizer)
-    model.load_state_dict(start.state_dict())
-    return model
+    run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
+    check_task(run)
+    return run

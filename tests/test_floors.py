@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "baselines": 6,
     "job": 6,
     "report": 6,
+    "zscore": 6,
     "train": 5,
     "tasks": 4,
     "hub": 3,
@@ -51,7 +52,7 @@ LIBRARIES_OF: dict[str, set[str]] = {
     # numpy: ids of a corpus come and go as arrays; as lists of int they are ten times as large.
     "tokenizer": {"sentencepiece", "tokenizers", "jinja2", "numpy", "pydantic"},
     "model": {"torch", "numpy", "pydantic"},
-    "data": {"torch", "numpy", "zstandard", "pydantic"},
+    "data": {"torch", "numpy", "zstandard", "sentencex", "pydantic"},
     "metrics": {"numpy", "sklearn", "sacrebleu", "rouge_score", "pydantic"},
     "config": {"pydantic", "tomli_w"},
     "recipes": set(),  # these three are on the way of `nlpstack --help`

@@ -11,9 +11,9 @@ import transformers
 
 from nlpstack import inspection
 from nlpstack.errors import ConfigError
-from nlpstack.hub import load_model
+from nlpstack.hub import load_model, save_model
 from nlpstack.inspection import EXTRAS, doctor, info
-from nlpstack.model import GPT
+from nlpstack.model import BERT, GPT, TransformerConfig
 from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.samples import sample
@@ -21,7 +21,7 @@ from nlpstack.train.run import load_run
 from tests.tiny import nlpstack, pretrain, settings, write_text
 
 RECIPES = [recipe.name for recipe in list_recipes("pretrain")]
-SMALL = {"gpt", "llama-mini", "shakespeare-char", "shakespeare-char-cpu"}
+SMALL = {"gpt", "llama-mini", "shakespeare-char", "shakespeare-char-cpu", "bert"}
 BYTES = {
     *("weights", "gradients", "optimizer", "activations", "workspace"),
     *("validation", "process", "allocator", "peak"),
@@ -42,18 +42,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", RECIPES)
 def test_parameters_are_those_of_the_model_a_recipe_makes(name: str) -> None:
     found = info(name)
-    config = load_run(name, "pretrain", {}, [f"model.vocab_size={found['shape']['vocab_size']}"]).config.model
+    recipe = load_run(name, "pretrain", {}, [f"model.vocab_size={found['shape']['vocab_size']}"]).config
+    config, made = recipe.model, GPT if recipe.model.causal else BERT
+    heads = {} if config.causal else {"heads": ("mlm", "pooler", "nsp") if recipe.task.nsp else ("mlm",)}
     with on_meta():
-        model = GPT(config)
+        model = made(config, **heads)
     count = found["parameters"]
     assert count["total"] == sum(parameter.numel() for parameter in model.parameters())
     assert count["blocks"] == sum(parameter.numel() for parameter in model.transformer.blocks.parameters())
-    assert count["embedding"] + count["other"] == count["total"]
+    assert count["embedding"] + count["other"] + count["heads"] == count["total"]
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    assert count["heads"] == sum(size for n, size in sizes.items() if n.startswith(("mlm_head", "pooler", "nsp_head")))
     assert count["embedding"] == sum(
-        p.numel() for n, p in model.named_parameters() if "blocks" not in n and p.dim() > 1
-    )
+        p.numel()
+        for n, p in model.named_parameters()
+        if p.dim() > 1 and "blocks" not in n and "head" not in n and "pooler" not in n
+    ) + (0 if config.tied else config.vocab_size * config.dim)
     if name in SMALL:
-        real = GPT.create(config, seed=0)
+        real = made.create(config, seed=0, **heads)
         assert count["total"] == sum(parameter.numel() for parameter in real.parameters())
         assert found["bytes"]["weights"] == sum(parameter.nbytes for parameter in real.parameters())
 
@@ -61,6 +67,57 @@ def test_parameters_are_those_of_the_model_a_recipe_makes(name: str) -> None:
 def test_gpt2s_parameters_are_those_published() -> None:
     count = info("gpt2-124m")["parameters"]
     assert (count["total"], count["rule_12_l_d2"]) == (124_439_808, 12 * 12 * 768**2)
+
+
+RECIPE = """
+[data]
+paths = ["sample:abstracts"]
+[tokenizer]
+kind = "unigram"
+vocab_size = 600
+[model]
+causal = false
+pre_norm = false
+n_segments = 2
+max_seq_len = 64
+dim = 32
+n_layers = 2
+n_heads = 2
+[task]
+mask_share = 0.2
+[train]
+steps = 3
+batch_size = 4
+"""
+
+
+def test_info_knows_berts(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    found = info(tmp_path / "small.toml")
+    assert found["kv_cache_bytes_per_token"] is None
+    assert found["bytes"].keys() == BYTES
+    matrices = 2 * 12 * 32**2  # of the blocks
+    scored = 0.2 * (600 * 32 + 32**2)  # the unembedding and the head's layer, at the hidden tokens
+    assert found["flops_per_token"]["forward"] == round(2 * (matrices + scored)) + 4 * 2 * 32 * 64
+    one_text = info(tmp_path / "small.toml", ["task.nsp=false"])
+    assert found["parameters"]["heads"] - one_text["parameters"]["heads"] == 32 * 32 + 32 + 2 * 32 + 2
+    assert one_text["bytes"]["activations"] < found["bytes"]["activations"]  # no mask, no segments
+    done = nlpstack("info", tmp_path / "small.toml")
+    assert f"{found['parameters']['heads']:,}  masked tokens, next sentence" in done.out
+    assert "cache a token" not in done.out
+
+
+@pytest.mark.parametrize("heads", [("mlm", "pooler", "nsp"), ("mlm",), ("pooler",)], ids=" ".join)
+def test_info_counts_the_heads_that_the_folder_of_a_bert_has(heads: tuple[str, ...], tmp_path: Path) -> None:
+    shape = TransformerConfig(
+        vocab_size=50, max_seq_len=16, dim=32, n_layers=1, n_heads=2, causal=False, pre_norm=False, n_segments=2
+    )
+    model = BERT.create(shape, seed=0, heads=heads)
+    save_model(model, tmp_path / "model")
+    found = info(tmp_path / "model")
+    assert found["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
+    scored = 0.15 * (50 * 32 + 32**2) if "mlm" in heads else 0
+    assert found["flops_per_token"]["forward"] == round(2 * (12 * 32**2 + scored)) + 4 * 32 * 16
 
 
 def test_a_vocabulary_of_characters_is_counted_in_the_sample_or_said_to_be_assumed(tmp_path: Path) -> None:

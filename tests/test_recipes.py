@@ -6,7 +6,7 @@ import pytest
 
 from nlpstack.errors import DataError
 from nlpstack.job import RunOptions
-from nlpstack.model import GPT
+from nlpstack.model import BERT, GPT
 from nlpstack.model.meta import on_meta
 from nlpstack.pretrain import pretrain
 from nlpstack.recipes import list_recipes
@@ -18,13 +18,14 @@ RECIPES = [recipe.name for recipe in list_recipes("pretrain")]
 
 def test_the_promised_recipes_are_there():
     assert {"gpt", "shakespeare-char", "shakespeare-char-cpu", "gpt2-124m", "llama-mini"} <= set(RECIPES)
+    assert {"bert", "bert-base", "bert-modern", "roberta", "wikitext2-bert"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_builds_without_memory(name):
     config = load_run(name, "pretrain", {}, ["model.vocab_size=50257"]).config
     with on_meta():
-        model = GPT(config.model)
+        model = GPT(config.model) if config.model.causal else BERT(config.model)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert config.train.sequences(config.model.max_seq_len) >= 1
 
@@ -34,6 +35,16 @@ def test_gpt2_124m_has_gpt2s_parameters():
     with on_meta():
         model = GPT(config.model)
     assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808  # as published
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "published"), [("bert-base", 30522, 110_106_428), ("roberta", 50265, 124_697_433)]
+)
+def test_published_shapes_have_as_many_parameters_as_published(name, vocab_size, published):
+    config = load_run(name, "pretrain", {}, [f"model.vocab_size={vocab_size}"]).config
+    with on_meta():
+        model = BERT(config.model, heads=("mlm", "pooler", "nsp") if config.task.nsp else ("mlm",))
+    assert sum(parameter.numel() for parameter in model.parameters()) == published
 
 
 def test_nanogpts_runs_have_its_values():

@@ -12,7 +12,9 @@ from nlpstack import __version__
 from nlpstack.cli.attention import attention_command
 from nlpstack.cli.completion import completion_command
 from nlpstack.cli.doctor import doctor_command
+from nlpstack.cli.embed import embed_command
 from nlpstack.cli.eval import eval_command
+from nlpstack.cli.fill_mask import fill_mask_command
 from nlpstack.cli.generate import generate_command
 from nlpstack.cli.info import info_command
 from nlpstack.cli.pretrain import pretrain_command
@@ -38,8 +40,8 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(pretrain_command, generate_command, attention_command, eval_command, tokenizer_group),
-    *(recipes_command, info_command, doctor_command, completion_command),
+    *(pretrain_command, generate_command, fill_mask_command, embed_command, attention_command, eval_command),
+    *(tokenizer_group, recipes_command, info_command, doctor_command, completion_command),
 )
 for command in COMMANDS:
     main.add_command(command)

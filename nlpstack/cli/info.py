@@ -36,8 +36,8 @@ def info_command(
 ) -> None:
     """Size and cost of a recipe (a name or a .toml file), a run, or a model folder, before anything is trained.
 
-    Parameters, FLOPs a token, bytes of training at the recipe's batch (an estimate, not compiled), and of the cache of
-    keys and values. A name that is a recipe's is the recipe; ./NAME is the folder.
+    Parameters, FLOPs a token, bytes of training at the recipe's batch (an estimate, not compiled), and of a GPT's cache
+    of keys and values. A name that is a recipe's is the recipe; ./NAME is the folder.
 
     \b
     Examples:
@@ -61,16 +61,17 @@ def info_command(
 def _lines(found: dict[str, Any]) -> list[str]:
     """The report, a figure a line."""
     shape, count, flops = found["shape"], found["parameters"], found["flops_per_token"]
-    rule = count["rule_12_l_d2"]
+    rule, cache = count["rule_12_l_d2"], found["kv_cache_bytes_per_token"]
     rows = [
         ("parameters", f"{count['total']:,}", ""),
         ("  embedding", f"{count['embedding']:,}", "tokens, positions, a separate unembedding"),
-        ("  other", f"{count['other']:,}", "blocks and the last norm"),
+        *([("  heads", f"{count['heads']:,}", "masked tokens, next sentence")] if count["heads"] else []),
+        ("  other", f"{count['other']:,}", f"blocks and the {'last' if shape['pre_norm'] else 'first'} norm"),
         ("  blocks", f"{count['blocks']:,}", f"12·L·d² gives {rule:,}, {rule / count['blocks'] - 1:+.1%}"),
         ("FLOPs a token", "", f"at the full context of {shape['max_seq_len']:,}"),
         ("  forward", f"{flops['forward'] / 1e6:,.2f} M", ""),
         ("  training", f"{flops['training'] / 1e6:,.2f} M", "forward and backward"),
-        ("cache a token", _size(found["kv_cache_bytes_per_token"]), "keys and values in fp32; half of it in bf16"),
+        *([("cache a token", _size(cache), "keys and values in fp32; half of it in bf16")] if cache else []),
         ("bytes", "", ""),
         *((f"  {name}", _size(size), _SAYS[name]) for name, size in found["bytes"].items() if size is not None),
     ]

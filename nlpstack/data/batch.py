@@ -45,7 +45,7 @@ class Batch:
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> Tensor:
-    """Rows of unequal length as one int64 tensor (B, T), filled up on the right with `value`; T is `length` if given."""
+    """Rows of unequal length as one int64 tensor (B, T), filled up on the right with `value`, to `length` if given."""
     out = np.full((len(rows), length or max(map(len, rows))), value, dtype=np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row

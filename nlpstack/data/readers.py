@@ -30,6 +30,7 @@ class DataConfig:
 
     paths: list[str] = ()  # type: ignore[assignment]  # files, folders, globs or sample:NAME
     documents: Literal["files", "paragraphs"] = "files"  # of .txt: a file is one document, or each paragraph is
+    language: str = "en"  # by whose rules sentences end, for a BERT's next-sentence task; an ISO 639 code
     val_share: float = 0.1  # cut from the end where the data has no validation split
     cache: str = ""  # folder for tokenized data; empty: `.cache` beside the run folder
 

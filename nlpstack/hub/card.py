@@ -4,26 +4,34 @@ import json
 import re
 from collections.abc import Mapping
 
-from nlpstack.hub.families import FAMILIES, family_of
-from nlpstack.model import GPT
+from nlpstack.hub.families import family_of
+from nlpstack.hub.family_tables import FAMILIES
+from nlpstack.model import BERT, LanguageModel
 
-_FRONT = ("name", "license", "language", "family")  # facts with a place of their own
+_FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own
 
 _INTENDED = """\
 For research and experiments. It writes what is likely after the text it is given and checks no facts: what it writes
 may be false, and may repeat the bias, the private details and the offensive words of the text it was trained on. Do
 not use it where people rely on its being right."""
 
+_INTENDED_ENCODER = """\
+For research and experiments, and to be fine-tuned for a task. It writes no text. What it puts in the place of a hidden
+token, and how near its vectors of two texts are, follows what is likely and not what is true, and may repeat the bias
+and the offensive words of the text it was trained on. Do not use it where people rely on its being right."""
+
 _TOKENIZER = """\
 `tokenizer.json`, where nlpstack wrote one, gives the same ids as nlpstack for every text that does not spell a special
 token or a byte piece such as `<0x41>`, or contain U+2581."""
 
 
-def shape_facts(model: GPT) -> dict[str, object]:
-    """What a card can say of any model: family, parameters and shape."""
+def shape_facts(model: LanguageModel) -> dict[str, object]:
+    """What a card can say of any model: family, a BERT's heads as `outputs`, parameters and shape."""
     config = model.config
+    heads = model.heads if isinstance(model, BERT) else ()
     return {
-        "family": family_of(config),
+        "family": family_of(config, heads),
+        **({"outputs": heads} if isinstance(model, BERT) else {}),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": config.n_layers,
         "dim": config.dim,
@@ -36,41 +44,64 @@ def shape_facts(model: GPT) -> dict[str, object]:
 def model_card(facts: Mapping[str, object]) -> str:
     """The text of README.md.
 
-    `name`, `license`, `language` and `family` (as families.family_of) have their places; every other fact is a line of
-    the list, in the given order, a mapping (scores, say) a list below its line. Values are shown as they are.
+    `name`, `license`, `language` and `family` (as families.family_of) have their places, and so have `outputs`, the
+    heads of a BERT, without which the card is a GPT's; every other fact is a line of the list, in the given order, a
+    mapping (scores, say) a list below its line. Values are shown as they are.
     """
-    family = facts.get("family")
+    family, outputs = facts.get("family"), facts.get("outputs")
+    heads = tuple(outputs) if isinstance(outputs, tuple | list) else None
     opens = isinstance(family, str) and family in FAMILIES
+    task = "text-generation" if heads is None else _task(heads)
     front = {
         "library_name": "transformers" if opens else "nlpstack",
-        "pipeline_tag": "text-generation",
-        "tags": ["nlpstack", "text-generation"],
+        "pipeline_tag": task,
+        "tags": ["nlpstack", task],
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},
     }
     # JSON is YAML, and leaves nothing to quote wrongly.
     head = "".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in front.items())
-    kind = f"of the {family} family" if opens else "of a shape that only nlpstack opens"
     parts = [
         f"---\n{head}---",
         f"# {_plain(facts.get('name') or 'A language model')}",
-        f"A causal language model {kind}, written by nlpstack: it scores the next token of a text."
-        if family
-        else "A causal language model, written by nlpstack: it scores the next token of a text.",
+        _description(family, heads, opens=opens),
         "## How it was made",
         "\n".join(_lines(facts)) or "Nothing is recorded.",
         "## Intended use and limits",
-        _INTENDED,
+        _INTENDED if heads is None else _INTENDED_ENCODER,
         "## How to load it",
         '```python\nfrom nlpstack import load_model\n\nmodel = load_model("path/to/this/folder")\n```',
     ]
     if opens:
+        loader = "AutoModelForCausalLM" if heads is None else _loader(heads)
         parts.append(
-            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+            f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
+            f'model = {loader}.from_pretrained("path/to/this/folder")\n'
             'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
         )
     parts.append(_TOKENIZER)
     return "\n\n".join(parts) + "\n"
+
+
+def _description(family: object, heads: tuple[str, ...] | None, *, opens: bool) -> str:
+    kind = f" of the {family} family" if opens else " of a shape that only nlpstack opens" if family else ""
+    if heads is None:
+        return f"A causal language model{kind}, written by nlpstack: it scores the next token of a text."
+    does = ["turns a text, read in both directions, into a vector a token"]
+    does += ["gives one vector of the whole"] * ("pooler" in heads)
+    does += ["guesses hidden tokens"] * ("mlm" in heads)
+    does += ["tells whether one text follows another"] * ("nsp" in heads)
+    return f"An encoder (BERT){kind}, written by nlpstack: it {', '.join(does)}."
+
+
+def _task(heads: tuple[str, ...]) -> str:
+    return "fill-mask" if "mlm" in heads else "feature-extraction"
+
+
+def _loader(heads: tuple[str, ...]) -> str:
+    """The class of transformers that opens a BERT with these heads and loses none that it could keep."""
+    if "nsp" in heads:
+        return "AutoModelForPreTraining" if "mlm" in heads else "AutoModelForNextSentencePrediction"
+    return "AutoModelForMaskedLM" if "mlm" in heads else "AutoModel"
 
 
 def _lines(facts: Mapping[str, object]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +15,19 @@ from torch import Tensor
 from nlpstack.errors import ModelError, NlpstackError
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.hub.families import Stored, family_of, layout, read_config, stored_names, write_config
-from nlpstack.model import GPT, TransformerConfig
+from nlpstack.hub.families import (
+    Stored,
+    bare_prefix,
+    family_of,
+    heads_of,
+    layout,
+    read_config,
+    second_names,
+    stored_names,
+    write_config,
+)
+from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
+from nlpstack.model.heads import Head
 from nlpstack.model.meta import on_meta
 from nlpstack.tokenizer import load_tokenizer
 
@@ -25,7 +36,7 @@ T = TypeVar("T")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
-TOKENIZER = "tokenizer.model"
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # any of these: the folder has a tokenizer
 _SHARD_INDEX = "model.safetensors.index.json"
 _MEND = "copy the folder again, or save the model again"
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
@@ -34,7 +45,7 @@ _READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
 
 
-def save_model(model: GPT, path: str | Path, *, card: str | None = None) -> None:
+def save_model(model: LanguageModel, path: str | Path, *, card: str | None = None) -> None:
     """Write the model's folder, tokenizer included, in place of an older one; equal models give equal bytes.
 
     `card` is the text of README.md; without one, it says what the model itself shows. Raises ModelError, and leaves
@@ -42,17 +53,21 @@ def save_model(model: GPT, path: str | Path, *, card: str | None = None) -> None
     """
     target = Path(path).resolve()
     _refuse_to_replace(target)
-    _check_tokenizer(model.tokenizer, model.config, target)
-    values = write_config(model.config) | _token_ids(model.tokenizer)
-    dtype = str(model.unembedding.dtype).removeprefix("torch.")
+    values = write_config(model.config, _heads(model))
+    _check_tokenizer(model.tokenizer, model.config, values, target)
+    values = _token_ids(model.tokenizer) | values
+    dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
     values |= {"dtype": dtype, "torch_dtype": dtype}  # its name since transformers 4.56, and before
     with new_folder(target, free_text=frozenset((CARD,))) as folder:
         _write_json(folder / CONFIG, values)
-        if ids := {key: token for key, token in _token_ids(model.tokenizer).items() if token is not None}:
+        ids = {key: token for key, token in _token_ids(model.tokenizer).items() if token is not None}
+        if ids and isinstance(model, GPT):
             _write_json(folder / "generation_config.json", ids)
         save_file(_to_stored(model), folder / WEIGHTS, metadata={"format": "pt"})
         if model.tokenizer is not None:
-            model.tokenizer.save(folder)
+            # An encoder's inputs are framed, and no longer than its position table.
+            framed = {"max_length": model.config.max_seq_len, "pairs": True} if isinstance(model, BERT) else {}
+            model.tokenizer.save(folder, **framed)
         text = model_card(shape_facts(model)) if card is None else card
         (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
 
@@ -78,22 +93,34 @@ def _write_json(path: Path, values: Mapping[str, object]) -> None:
     )
 
 
-def _to_stored(model: GPT) -> dict[str, Tensor]:
+def _heads(model: LanguageModel) -> tuple[Head, ...]:
+    return model.heads if isinstance(model, BERT) else ()
+
+
+def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
     """The tensors as the model's family stores them."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    family = family_of(model.config, _heads(model))
     tensors = {}
-    for stored in layout(family_of(model.config), list(state)):
+    for stored in layout(family, list(state)):
         parts = [state[name] for name in stored.holds]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         tensors[stored.name] = (whole.T if stored.transposed else whole).contiguous()
-    return tensors
+    if not model.config.tied:
+        for second, first in second_names(family, tensors, tied=False).items():
+            tensors[second] = tensors[first].clone()
+    prefix = bare_prefix(family, _heads(model))
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def load_model(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> GPT:
-    """The model of a run, model or published folder, in evaluation mode, its tokenizer attached if it has one of ours.
+def load_model(
+    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """The model of a run, model or published folder, in evaluation mode, its tokenizer attached if it has one.
 
-    Weights stored in fewer than 32 bits become fp32 unless `dtype` says otherwise. Raises ModelError where anything is
-    missing, altered, unused or not supported.
+    A causal shape is a GPT, any other a BERT with the heads whose weights are there. Weights stored in fewer than 32
+    bits become fp32 unless `dtype` says otherwise. Raises ModelError where anything is missing, altered, unused or not
+    supported.
     """
     return _undisturbed(path, lambda folder: _load(folder, torch.device(device), dtype))
 
@@ -168,18 +195,19 @@ def _identity(path: str | Path) -> list[tuple[int, int, int] | None]:
     return found
 
 
-def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> GPT:
+def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> LanguageModel:
     verify_manifest(folder, ModelError, _MEND)
     source = folder / CONFIG
     values = read_json_object(source, ModelError)
     config = read_config(values, source)
-    if not config.causal or config.n_segments:
-        raise ModelError(f"{source}: not a GPT (causal={config.causal}, n_segments={config.n_segments})")
+    if config.causal and config.n_segments:
+        raise ModelError(f"{source}: causal=True with n_segments={config.n_segments}; a GPT reads no segments")
     file = _weights_file(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
-    _check_tokenizer(tokenizer, config, folder)
+    found = any((folder / name).is_file() for name in TOKENIZERS)
+    tokenizer = load_tokenizer(folder, verify=False) if found else None
+    _check_tokenizer(tokenizer, config, values, folder)
     try:
-        model, state = _read_weights(file, config, device, dtype)
+        model, state = _read_weights(file, config, str(values["model_type"]), device, dtype)
     except SafetensorError as error:
         raise ModelError(f"{file}: not a whole safetensors file ({error}); {_MEND}") from error
     model.load_state_dict(state, strict=True, assign=True)
@@ -187,12 +215,19 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> GPT:
     return model.eval()
 
 
-def _check_tokenizer(tokenizer: object, config: TransformerConfig, source: Path) -> None:
-    size = getattr(tokenizer, "vocab_size", 0)
+def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mapping[str, object], source: Path) -> None:
+    """Raise ModelError if the tokenizer is not one for the model of this config.json."""
+    size, pad = getattr(tokenizer, "vocab_size", 0), getattr(tokenizer, "pad_id", None)
     if size > config.vocab_size:
         raise ModelError(
             f"{source}: the tokenizer has {size:,} ids and the model {config.vocab_size:,}, so they do not belong "
             "together; use the tokenizer the model was trained with"
+        )
+    first = config.position_offset
+    if values["model_type"] == "roberta" and pad not in (None, first - 1):
+        raise ModelError(
+            f"{source}: the tokenizer's pad id is {pad} and the model's has to be {first - 1}, since a RoBERTa's "
+            f"positions start at {first}, its pad id + 1; use the tokenizer the model was trained with"
         )
 
 
@@ -237,30 +272,28 @@ def _opened(file: Path) -> safe_open:
 
 
 def _read_weights(
-    file: Path, config: TransformerConfig, device: torch.device, dtype: torch.dtype | None
-) -> tuple[GPT, dict[str, Tensor]]:
+    file: Path, config: TransformerConfig, family: str, device: torch.device, dtype: torch.dtype | None
+) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own.
 
     Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file afterwards
     changes nothing.
     """
-    family = family_of(config)
     with _opened(file) as opened:
         present = stored_names(family, list(opened.keys()))
-        sizes = {name: list(opened.get_slice(there).get_shape()) for name, there in present.items()}
+        sizes = {there: list(opened.get_slice(there).get_shape()) for there in present.values()}
         kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
     for name, kind in kinds.items():
         if kind not in _READABLE:
             raise ModelError(
                 f"{file}: {name} is stored as {kind}, which is not supported; there are {', '.join(_READABLE)}"
             )
-    model = _on_meta(config, len(present), file)
+    model = _on_meta(config, heads_of(family, present), len(present), file)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     plan = layout(family, list(shapes))
-    if config.tied and "lm_head.weight" in present:
-        _check_tied(file, present, plan)
-        del sizes["lm_head.weight"]
-    _check_structure(file, plan, shapes, sizes)
+    planned = {stored.name for stored in plan}
+    present = _named_once(file, present, second_names(family, planned, tied=config.tied), tied=config.tied)
+    _check_structure(file, plan, shapes, {name: sizes[there] for name, there in present.items()})
     for kind in kinds.values() if dtype is None else ():
         dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
     state = {}
@@ -273,26 +306,36 @@ def _read_weights(
     return model, state
 
 
-def _on_meta(config: TransformerConfig, n_present: int, file: Path) -> GPT:
+def _on_meta(config: TransformerConfig, heads: Collection[Head], n_present: int, file: Path) -> LanguageModel:
     """The model without memory for its weights."""
     if config.n_layers > n_present:  # before a config that lies makes billions of layers
         raise ModelError(
             f"{file}: {n_present} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
         )
+    if not config.causal and "nsp" in heads and "pooler" not in heads:
+        raise ModelError(f"{file}: holds a next-sentence head, but lacks the pooler that it stands on; {_MEND}")
     try:
         with on_meta():
-            return GPT(config)
+            return GPT(config) if config.causal else BERT(config, heads=heads)
     except RuntimeError as error:
         raise ModelError(f"{file.parent / CONFIG}: sizes that no tensor can have; {_MEND}") from error
 
 
-def _check_tied(file: Path, present: dict[str, str], plan: list[Stored]) -> None:
-    """A tied model's file may hold the one matrix twice, but not two matrices."""
-    embedding = next(stored.name for stored in plan if stored.holds == ("transformer.tokens.weight",))
-    with _opened(file) as opened:
-        same = torch.equal(opened.get_tensor(present["lm_head.weight"]), opened.get_tensor(present[embedding]))
-    if not same:
-        raise ModelError(f"{file}: lm_head.weight is not {embedding}, though {CONFIG} ties them (tie_word_embeddings)")
+def _named_once(file: Path, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
+    """`present` without second names; a tied model's file may hold one tensor twice, but not two tensors."""
+    present = dict(present)
+    for second, first in twice.items():
+        if second not in present:
+            continue
+        there = present.pop(second)
+        if tied and first in present:
+            with _opened(file) as opened:
+                one, other = opened.get_tensor(there), opened.get_tensor(present[first])
+            if one.dtype != other.dtype or not torch.equal(one, other):
+                raise ModelError(f"{file}: {second} is not {first}, though {CONFIG} ties them (tie_word_embeddings)")
+        else:
+            present[first] = there
+    return present
 
 
 def _check_structure(

@@ -15,28 +15,36 @@ def loss_chunk(vocab_size: int) -> int:
     return max(64, _CHUNK_LOGITS // vocab_size)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
-    """Summed -log softmax(hidden @ weightᵀ)[label], in nats, fp32 or wider: a scalar.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, bias: Tensor | None = None
+) -> Tensor:
+    """Summed -log softmax(hidden @ weightᵀ + bias)[label], in nats, fp32 or wider: a scalar.
 
-    hidden (..., D), weight (V, D), labels (...), IGNORE_INDEX where nothing counts. The gradient is made together with
-    the loss, chunk by chunk, since for a sum it only has to be scaled afterwards.
+    hidden (..., D), weight (V, D), bias (V,), labels (...), IGNORE_INDEX where nothing counts. The gradient is made
+    together with the loss, chunk by chunk, since for a sum it only has to be scaled afterwards.
     """
     dtype = _product_dtype(hidden)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
-    return _LinearCrossEntropy.apply(rows, weight, flat, chunk)  # type: ignore[no-untyped-call, no-any-return]
+    return _LinearCrossEntropy.apply(rows, weight, bias, flat, chunk)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @torch.no_grad()
-def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
-    """-log softmax(hidden @ weightᵀ)[label] of each label, in nats, fp32 or wider, 0 where ignored; shape of labels."""
+def token_scores(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """-log softmax(hidden @ weightᵀ + bias)[label] of each label, and whether it is the likeliest of all.
+
+    The first in nats, fp32 or wider, 0 where ignored; the second bool, False where ignored; both of labels' shape.
+    """
     dtype = _product_dtype(hidden)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
     matrix = weight.to(dtype)
-    parts = [
-        F.cross_entropy(_logits(h, matrix), y, ignore_index=IGNORE_INDEX, reduction="none")
-        for h, y in zip(rows.split(chunk), flat.split(chunk), strict=True)
-    ]
-    return torch.cat(parts).reshape(labels.shape)
+    nll, hits = [], []
+    for h, y in zip(rows.split(chunk), flat.split(chunk), strict=True):
+        logits = _logits(h, matrix, bias)
+        nll.append(F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="none"))
+        hits.append(logits.argmax(dim=-1) == y)
+    return torch.cat(nll).reshape(labels.shape), torch.cat(hits).reshape(labels.shape)
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
@@ -45,38 +53,44 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
-def _logits(rows: Tensor, matrix: Tensor) -> Tensor:
+def _logits(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     logits = rows @ matrix.T  # (n, D) @ (D, V)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if bias is None else logits + bias
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             matrix = weight.to(rows.dtype)
             grad_rows = torch.empty_like(rows)
             grad_weight = torch.zeros_like(weight)
+            grad_bias = None if bias is None else torch.zeros_like(bias)
             total = torch.zeros((), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
-            for start in range(0, rows.shape[0], chunk):
+            for start in range(0, labels.shape[0], chunk):
                 part = slice(start, start + chunk)
-                logits, counts = _logits(rows[part], matrix), labels[part] != IGNORE_INDEX
+                logits, counts = _logits(rows[part], matrix, bias), labels[part] != IGNORE_INDEX
                 target = labels[part].clamp(min=0)[:, None]  # (n, 1)
                 log_probs = logits.log_softmax(dim=-1)  # (n, V)
                 total = total - (log_probs.gather(1, target)[:, 0] * counts).sum()
                 slope = log_probs.exp().scatter_add(1, target, log_probs.new_full(target.shape, -1.0))
-                slope = (slope * counts[:, None]).to(rows.dtype)  # d total / d logits
+                slope = slope * counts[:, None]  # d total / d logits
+                if grad_bias is not None:
+                    grad_bias += slope.sum(dim=0)
+                slope = slope.to(rows.dtype)
                 grad_rows[part] = slope @ matrix
                 grad_weight += slope.T @ rows[part]
-        ctx.save_for_backward(grad_rows, grad_weight)
+        ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_rows, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        grad_rows, grad_weight, grad_bias = ctx.saved_tensors
         return (
             (grad_rows * grad_total).to(grad_rows.dtype),
             (grad_weight * grad_total).to(grad_weight.dtype),
+            None if grad_bias is None else (grad_bias * grad_total).to(grad_bias.dtype),
             None,
             None,
         )

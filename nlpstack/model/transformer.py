@@ -32,6 +32,7 @@ class TransformerConfig:
     ffn_dim: int = 0  # 0: 4 * dim
     causal: bool = True  # GPT: a token sees its past. False, BERT: it sees both sides.
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
+    position_offset: int = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
     rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
     norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
@@ -48,12 +49,14 @@ class TransformerConfig:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments) < 0:
+        if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments, self.position_offset) < 0:
             raise ValueError("sizes must not be negative")
         if self.dim % self.n_heads:
             raise ValueError(f"dim={self.dim} must be a multiple of n_heads={self.n_heads}")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.position_offset and self.positions != "learned":
+            raise ValueError(f"position_offset={self.position_offset} goes with learned positions only")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even dim / n_heads, not {self.head_dim}")
         if self.positions == "sinusoidal" and self.dim % 2:
@@ -150,6 +153,13 @@ class Attention(nn.Module):
         return mixed
 
 
+def activate(x: Tensor, activation: str) -> Tensor:
+    """GELU, as it is or by its tanh approximation, or ReLU."""
+    if activation == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
 class FeedForward(nn.Module):
     """Each token on its own: widen, bend, narrow. SwiGLU: Shazeer 2020, GLU Variants, section 2."""
 
@@ -164,17 +174,14 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         wide = self.up_proj(x)  # (B, T, ffn_dim)
-        if self.activation == "swiglu":
-            wide = F.silu(self.gate_proj(x)) * wide
-        elif self.activation == "relu":
-            wide = F.relu(wide)
-        else:
-            wide = F.gelu(wide, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        gated = self.activation == "swiglu"
+        wide = F.silu(self.gate_proj(x)) * wide if gated else activate(wide, self.activation)
         narrow: Tensor = self.down_proj(wide)
         return narrow
 
 
-def _norm(config: TransformerConfig) -> nn.Module:
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """The norm that a config asks for."""
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.dim, eps=config.norm_eps)
     return nn.LayerNorm(config.dim, eps=config.norm_eps, bias=config.bias)
@@ -186,9 +193,9 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.attention_norm = _norm(config)
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config)
-        self.ffn_norm = _norm(config)
+        self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -214,12 +221,12 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False  # recompute blocks in the backward pass: less memory, a third more work
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
         if config.positions == "learned":
-            self.positions = nn.Embedding(config.max_seq_len, config.dim)
+            self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.dim)
         if config.n_segments:
             self.segments = nn.Embedding(config.n_segments, config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = _norm(config)  # after the last block (pre-norm) or after the embeddings (post-norm)
+        self.norm = make_norm(config)  # after the last block (pre-norm) or after the embeddings (post-norm)
 
     def forward(
         self,
@@ -228,10 +235,13 @@ class Transformer(nn.Module):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         cache: "KVCache | None" = None,
+        n_layers: int | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T).
 
         `mask` (B, T) is True at real tokens (None: all are); with a cache, `tokens` are the ones it does not hold yet.
+        `segments` (B, T) says which text of a pair a token belongs to (None: the first). With `n_layers` (0: the
+        embeddings) the states after so many blocks come back, without the norm that follows the last one.
         """
         batch_size, n_new = tokens.shape
         n_cached = cache.length if cache is not None else 0
@@ -246,14 +256,15 @@ class Transformer(nn.Module):
             causal=self.config.causal, n_new=n_new, n_keys=n_cached + n_new, mask=full_mask, device=tokens.device
         )
         given = LayerInput(attends, rotary, cache, plain=self.training and self.train_attention == "plain")
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks[:n_layers]):
             if self.checkpoint_activations and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, layer, given, use_reentrant=False)
             else:
                 x = block(x, layer, given)
         if cache is not None:
             cache.advance(n_new, full_mask)
-        hidden: Tensor = self.norm(x) if self.config.pre_norm else x
+        whole = n_layers is None or n_layers == len(self.blocks)
+        hidden: Tensor = self.norm(x) if self.config.pre_norm and whole else x
         return hidden
 
     def _positions(self, n_new: int, n_cached: int, mask: Tensor | None, device: torch.device) -> Tensor:
@@ -265,7 +276,7 @@ class Transformer(nn.Module):
     def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
         x = self.tokens(tokens)  # (B, T, D)
         if self.config.positions == "learned":
-            x = x + self.positions(positions)
+            x = x + self.positions(positions + self.config.position_offset)
         elif self.config.positions == "sinusoidal":
             # Scaled as in Vaswani et al. 2017, section 3.4: sinusoids have amplitude 1, fresh embeddings 0.02.
             x = x * math.sqrt(self.config.dim) + sinusoidal(positions, self.config.dim).to(x.dtype)

@@ -1,6 +1,7 @@
 """What a task is, and how it is evaluated."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass as plain_dataclass
 from typing import Any, Protocol
 
 from pydantic import ConfigDict, model_validator
@@ -12,20 +13,47 @@ from nlpstack.metrics import Score
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TaskConfig:
+    """What a BERT is pretrained on; a GPT's task has nothing to choose."""
+
+    nsp: bool = True  # also tell whether the second of two texts follows the first; false: one text a row, packed
+    mask_share: float = 0.15  # of the tokens, that are hidden and to be guessed
+    whole_words: bool = False  # hide all tokens of a word or none
+
+    @model_validator(mode="after")
+    def _check(self) -> "TaskConfig":
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"mask_share={self.mask_share} must be above 0 and below 1")
+        return self
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class DocumentLayout:
+    """How documents stand in the shards that a task reads."""
+
+    bos_id: int | None = None  # before each document
+    eos_id: int | None = None  # after each document
+    language: str = ""  # by whose rules sentence ends are found and kept; empty: they are not kept
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class EvalConfig:
     """How a model is scored; every value that changes a score is in its signature."""
 
     window: int = 0  # input tokens at a time; 0: the model's max_seq_len
     stride: int = 0  # tokens from one window's start to the next; 0: the window
     max_tokens: int = 0  # score about the first so many tokens; 0: all
+    pseudo_tokens: int = 1000  # of a BERT: tokens whose pseudo-perplexity is taken, each in a pass of its own
     batch_tokens: int = 16384  # tokens scored at a time; changes speed and memory, not scores
     resamples: int = 1000  # of the bootstrap
     seed: int = 0  # of the bootstrap
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
-        if min(self.window, self.stride, self.max_tokens, self.resamples, self.seed) < 0 or self.batch_tokens < 1:
+        if min(self.window, self.stride, self.max_tokens, self.pseudo_tokens) < 0 or self.batch_tokens < 1:
             raise ValueError("values must not be negative, and batch_tokens must be at least 1")
+        if min(self.resamples, self.seed) < 0:
+            raise ValueError("resamples and seed must not be negative")
         if self.window and self.stride > self.window:
             raise ValueError(
                 f"stride={self.stride} is more than window={self.window}: tokens between would go unscored"
@@ -47,6 +75,8 @@ class Task(Protocol):
     target: str  # the score that training watches
     lower_is_better: bool
     loss_chunk: int  # rows whose logits are held at a time
+    layout: DocumentLayout
+    predicted_share: float  # of the tokens of a batch, that the model has to predict
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Loss terms, each summed over its targets; their counts are the batch's `n_targets`."""

@@ -12,8 +12,8 @@ from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError
 from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.model import GPT
-from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_nll
-from nlpstack.tasks.base import EvalConfig
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks.base import DocumentLayout, EvalConfig
 from nlpstack.tokenizer import Tokenizer
 
 PROMPT_WORDS = 6
@@ -27,10 +27,12 @@ class CausalLM:
     name = "causal_lm"
     target = "loss"
     lower_is_better = True
+    predicted_share = 1.0
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.loss_chunk = loss_chunk(tokenizer.vocab_size)  # rows whose logits are held at a time; a run keeps its own
+        self.layout = DocumentLayout(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
         self._bytes = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -52,7 +54,7 @@ class CausalLM:
         """Score a batch of windows."""
         assert isinstance(model, GPT)
         hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
-        nll = token_nll(
+        nll, _ = token_scores(
             hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk
         )  # (B, T), 0 where not scored
         sums = nll.double().sum(dim=1).tolist()

@@ -2,26 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from nlpstack.data.corpus import Split
+from nlpstack.data.sentences import SEGMENTER, split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
 from nlpstack.errors import ModelError
 from nlpstack.files import new_folder
+from nlpstack.tasks.base import DocumentLayout
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
 
 Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizedCorpus:
-    """The splits of a corpus as tokens, and the tokenizer that made them."""
-
-    tokenizer: Tokenizer
-    splits: dict[str, Split]
-    shards: dict[str, TokenShards]
 
 
 def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Note) -> Tokenizer:
@@ -43,14 +36,17 @@ def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Not
     return tokenizer
 
 
-def tokenize_split(split: Split, tokenizer: Tokenizer, cache: Path, threads: int, note: Note) -> TokenShards:
-    """The token shards of a split, made now or taken from the cache."""
+def tokenize_split(
+    split: Split, tokenizer: Tokenizer, layout: DocumentLayout, cache: Path, *, threads: int, note: Note
+) -> TokenShards:
+    """The token shards of a split, with documents laid out as a task wants them, made now or taken from the cache."""
     spec = ShardSpec(
         split_key=split.key,
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
+        bos_id=layout.bos_id,
+        eos_id=layout.eos_id,
+        sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
     )
     return load_or_tokenize(
         split.pieces,
@@ -58,12 +54,5 @@ def tokenize_split(split: Split, tokenizer: Tokenizer, cache: Path, threads: int
         spec,
         cache,
         lambda text: note(f"{split.name}: {text}"),
+        segment=(lambda text: split_sentences(text, layout.language)) if layout.language else None,
     )
-
-
-def tokenize_corpus(
-    splits: dict[str, Split], tokenizer: Tokenizer, cache: Path, *, threads: int, note: Note, names: Iterable[str]
-) -> TokenizedCorpus:
-    """The named splits as token shards."""
-    shards = {name: tokenize_split(splits[name], tokenizer, cache, threads, note) for name in names}
-    return TokenizedCorpus(tokenizer=tokenizer, splits=splits, shards=shards)

@@ -66,8 +66,12 @@ class Tokenizer(Protocol):
         """Hides a token that is to be guessed."""
 
     @property
+    def mask_token(self) -> str | None:
+        """The spelling of the mask."""
+
+    @property
     def special_ids(self) -> frozenset[int]:
-        """The ids above: no text encodes to them, and they decode to nothing."""
+        """The ids above, and others that are no text: they decode to nothing, and only unk_id ever encodes any."""
 
     @property
     def hash(self) -> str:
@@ -82,11 +86,17 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
 
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells an id, its word mark included."""
+
     def token_bytes(self, token: int) -> bytes:
         """What an id contributes to the UTF-8 of a text."""
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into a folder."""
+    def word_ids(self, ids: np.ndarray) -> np.ndarray:
+        """The number, from 0, of the word that each id (T,) belongs to; -1 at special ids; int64 (T,)."""
+
+    def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
+        """Write the tokenizer's files; of one of ours, with `pairs`, Hugging Face's libraries read a BERT's input."""
 
 
 def utf8(text: str) -> bytes:

@@ -9,8 +9,8 @@ from nlpstack.tokenizer.layout import N_FIXED, SPACE, SPECIALS
 Json = dict[str, object]
 
 
-def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float]) -> Json:
-    """The content of tokenizer.json."""
+def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float], *, pairs: bool = False) -> Json:
+    """The content of tokenizer.json; with `pairs`, its reader puts [CLS] and [SEP] around a text or two."""
     model = _bpe(pieces) if kind == "bpe" else _unigram(pieces, scores)
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
@@ -26,7 +26,7 @@ def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float]) -> Json:
                 {"type": "Split", "pattern": {"String": SPACE}, "behavior": "MergedWithNext", "invert": False},
             ],
         },
-        "post_processor": None,
+        "post_processor": _template() if pairs else None,
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -39,15 +39,29 @@ def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float]) -> Json:
     }
 
 
-def tokenizer_config(max_length: int | None) -> Json:
-    """The content of tokenizer_config.json."""
+def tokenizer_config(max_length: int | None, *, pairs: bool = False) -> Json:
+    """The content of tokenizer_config.json; with `pairs`, its reader gives segment ids too."""
     roles = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
     config: Json = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{role}_token": content for role, content in zip(roles, SPECIALS, strict=True)},
         "clean_up_tokenization_spaces": False,
     }
+    if pairs:
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return config if max_length is None else {**config, "model_max_length": max_length}
+
+
+def _template() -> Json:
+    """BERT's input: [CLS] A [SEP], and B [SEP] of segment 1 after it."""
+    first, second = ({"Sequence": {"id": name, "type_id": segment}} for segment, name in enumerate("AB"))
+    cls, sep, last = (
+        {"SpecialToken": {"id": name, "type_id": segment}}
+        for name, segment in (("[CLS]", 0), ("[SEP]", 0), ("[SEP]", 1))
+    )
+    ids = {name: {"id": name, "ids": [SPECIALS.index(name)], "tokens": [name]} for name in ("[CLS]", "[SEP]")}
+    single = [cls, first, sep]
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, second, last], "special_tokens": ids}
 
 
 def _unigram(pieces: list[str], scores: list[float]) -> Json:

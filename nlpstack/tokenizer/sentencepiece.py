@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
-from nlpstack.errors import DataError, ModelError
-from nlpstack.files import standing, verify_manifest, write_text
+from nlpstack.errors import ModelError
+from nlpstack.files import write_text
 from nlpstack.tokenizer import export
 from nlpstack.tokenizer.base import utf8
 from nlpstack.tokenizer.layout import FIRST_BYTE_ID, FIXED_PIECES, N_FIXED, SPACE, SPECIALS
 from nlpstack.tokenizer.proto import model_kind
+from nlpstack.tokenizer.words import WordMarks, check_ids, number_words, word_marks
 
 MODEL_FILE = "tokenizer.model"
 
@@ -25,11 +26,16 @@ _SPACE_IDS = [FIRST_BYTE_ID + byte for byte in SPACE.encode()]
 _PROBE = "  \u00c5 \ufb01\u0301\t "  # comes back unchanged only where text is not normalized
 
 
+class ForeignModelError(ModelError):
+    """A SentencePiece model of others."""
+
+
 class SentencePieceTokenizer:
     """A SentencePiece model whose decode(encode(text)) is the text, for every text that UTF-8 can hold."""
 
     pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id = range(len(SPECIALS))
     special_ids = frozenset(range(len(SPECIALS)))
+    mask_token = SPECIALS[mask_id]
 
     def __init__(self, model: bytes) -> None:
         """Take a serialized SentencePiece model; raises ModelError if it is broken or not one of ours."""
@@ -42,7 +48,8 @@ class SentencePieceTokenizer:
         self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         fault = "its type is neither unigram, BPE nor char" if kind is None else self._fault()
         if kind is None or fault:
-            raise ModelError(
+            ours = self._pieces[: len(SPECIALS)] == [*SPECIALS[: len(self._pieces)]]  # a damaged one, perhaps
+            raise (ModelError if ours else ForeignModelError)(
                 f"a SentencePiece model that is not nlpstack's ({fault}); train one with 'nlpstack tokenizer train'"
             )
         self.kind = kind
@@ -130,50 +137,36 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special ids give nothing, bytes that are not UTF-8 become U+FFFD."""
         ids = list(ids)
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
-            raise DataError(f"id {wrong} is not in the vocabulary, which ends at {self.vocab_size - 1}")
+        check_ids(ids, self.vocab_size)
         return b"".join([self._bytes[token] for token in ids]).decode(errors="replace")
+
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells an id, its word mark included."""
+        return self._pieces[token]
 
     def token_bytes(self, token: int) -> bytes:
         """What an id contributes to the UTF-8 of a text: nothing for a special id."""
         return self._bytes[token]
 
-    def save(self, folder: Path, *, max_length: int | None = None) -> None:
+    def word_ids(self, ids: np.ndarray) -> np.ndarray:
+        """The number, from 0, of the word that each id belongs to; -1 at special ids. A line end is a word."""
+        return number_words(ids, self._marks)
+
+    @cached_property
+    def _marks(self) -> WordMarks:
+        return word_marks(self._pieces, self.special_ids, SPACE, "\n", "")
+
+    def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write tokenizer.model, and tokenizer.json and tokenizer_config.json for Hugging Face's libraries.
 
-        `max_length` is the model's longest input in tokens.
+        `max_length` is the model's longest input in tokens; with `pairs` those libraries put [CLS] and [SEP] around
+        texts and pairs of texts, as a BERT wants.
         """
         folder.mkdir(parents=True, exist_ok=True)
         scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
         (folder / MODEL_FILE).write_bytes(self._model)
         for name, value in (
-            ("tokenizer.json", export.tokenizer_json(self.kind, self._pieces, scores)),
-            ("tokenizer_config.json", export.tokenizer_config(max_length)),
+            ("tokenizer.json", export.tokenizer_json(self.kind, self._pieces, scores, pairs=pairs)),
+            ("tokenizer_config.json", export.tokenizer_config(max_length, pairs=pairs)),
         ):
             write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-
-def load_tokenizer(path: Path, *, verify: bool = True) -> SentencePieceTokenizer:
-    """The tokenizer of a tokenizer folder, a model folder, a run folder, or a .model file.
-
-    A folder's manifest, if it has one, is checked first, unless the caller just did that (`verify=False`).
-    """
-    path = standing(Path(path))
-    file = path
-    if path.is_dir() or path.suffix != ".model":
-        inner = standing(path / "model")
-        folder = inner if inner.is_dir() and not (path / MODEL_FILE).is_file() else path
-        if not folder.is_dir():
-            raise ModelError(f"{path}: is no folder; give a tokenizer, model or run folder, or a .model file")
-        if verify:
-            verify_manifest(folder, ModelError, "copy the folder again or write it again")
-        file = folder / MODEL_FILE
-    try:
-        return SentencePieceTokenizer(file.read_bytes())
-    except OSError as error:
-        raise ModelError(
-            f"{file}: cannot be read ({error.strerror}); is this a tokenizer's or a model's folder?"
-        ) from error
-    except ModelError as error:
-        raise ModelError(f"{file}: {error}") from error

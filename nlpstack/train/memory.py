@@ -1,30 +1,35 @@
-"""What training takes: FLOPs a token, and bytes, told from shapes before anything is computed.
+"""What training takes: FLOPs a token by rule, and bytes, told by a step on tensors that have shapes and no memory."""
 
-The formulas name what autograd keeps of each module of model/transformer.py, in eager mode; tests count it.
-"""
-
+import copy
 import resource
-import sys
-from dataclasses import dataclass, replace
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from nlpstack.model import GPT, TransformerConfig
-from nlpstack.model.meta import on_meta
-from nlpstack.tasks import EvalConfig
+from nlpstack.data.batch import Batch
+from nlpstack.data.masked_rows import label_room
+from nlpstack.model import GPT, LanguageModel, TransformerConfig
+from nlpstack.model.losses import linear_cross_entropy, token_scores
+from nlpstack.tasks import TaskConfig
+from nlpstack.tasks.masked_lm import masked_loss
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig
-from nlpstack.train.runtime import DTYPES, Choices
+from nlpstack.train.runtime import DTYPES, Choices, autocast, peak_memory
 
 # A process that computes on a CPU keeps the memory it frees (runtime.keep_freed_memory), in pieces of which later
-# blocks fit only some: more is held than is in use. A step holds about so many times what it uses. Validation, whose
-# blocks are of other sizes, holds several times its own, less the room it finds in what a step has freed. Fitted to the
-# recipes gpt, shakespeare-char-cpu, llama-mini and shakespeare-char (glibc 2.36, torch 2.13, bf16, one thread) at two
-# validation batches and three training batches, all met within 11 %. A GPU's figure is of what is in use.
+# blocks fit only some. A step holds about so many times what it uses; validation, whose blocks are of other sizes,
+# several times its own, less the room it finds in what a step has freed. Fitted to the recipes gpt,
+# shakespeare-char-cpu, llama-mini and shakespeare-char (glibc 2.36, torch 2.13, bf16, one thread) at two validation
+# batches and three training batches, all met within 11 %. A GPU's figure is of what is in use.
 _STEP_HELD, _VALIDATION_HELD, _ROOM = 1.4, 3.0, 0.6
-# What the smallest of runs adds to the process: kernels made at first use, threads, corpus and tokenizer. Measured too.
-_FIRST_USE = 32 << 20
+_FIRST_USE = 32 << 20  # what the smallest of runs adds: kernels, threads, corpus and tokenizer; measured too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +47,16 @@ class MemoryEstimate:
     peak: int
 
 
-def flops_per_token(model: GPT) -> dict[str, int]:
+def flops_per_token(model: LanguageModel, *, predicted: float = 1.0) -> dict[str, int]:
     """FLOPs a token of the `forward` pass and of `training` (Chowdhery et al. 2022, PaLM, appendix B).
 
-    Forward: 2 a weight that multiplies, and attention over the whole context; training: three times that.
+    Forward: 2 a weight that multiplies, and attention over the whole context; training: three times that. `predicted`:
+    the share of tokens whose word is scored, of a BERT those hidden; what it makes of [CLS] alone is left out.
     """
     config = model.config
-    products = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "positions" not in name)
-    lookup = 0 if config.tied else config.vocab_size * config.dim
-    forward = 2 * (products - lookup) + 4 * config.n_layers * config.dim * config.max_seq_len
+    scoring = predicted * config.dim * (config.vocab_size + (0 if config.causal else config.dim))
+    blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
+    forward = round(2 * (blocks + scoring)) + 4 * config.n_layers * config.dim * config.max_seq_len
     return {"forward": forward, "training": 3 * forward}
 
 
@@ -64,190 +70,125 @@ def current_memory() -> int:
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory(torch.device("cpu"))
 
 
-def optimizer_bytes(shape: TransformerConfig, optim: OptimConfig) -> int:
-    """Bytes of the optimizer's state from its first step on, of L-BFGS once its history is full.
-
-    The optimizers themselves say it, of weights that have shapes and no memory.
-    """
-    with on_meta():
-        model = GPT(shape)
+def optimizer_bytes(model: LanguageModel, optim: OptimConfig) -> int:
+    """Bytes of the optimizer's state from its first step on, of L-BFGS once its history is full."""
     if optim.history is not None:  # L-BFGS, whose step asks for numbers
         # Two vectors a pair; the direction and the last gradient; the weights before the step, here and in torch.
         return (2 * optim.history + 4) * sum(parameter.nbytes for parameter in model.parameters())
-    n_bytes = 0
-    for parameter in model.parameters():
+    twin, n_bytes = _twin(model, "meta"), 0
+    for parameter in twin.parameters():
         parameter.grad = torch.empty_like(parameter)
-    for optimizer in make_optimizers(model, optim):
+    for optimizer in make_optimizers(twin, optim):
         optimizer.step()
         values = (value for entries in optimizer.state.values() for value in entries.values())
-        n_bytes += sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+        n_bytes += sum(value.nbytes for value in values if isinstance(value, Tensor))
     return n_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pass:
-    """Sizes of one pass through the model, of `batch` sequences of `length` tokens."""
-
-    config: TransformerConfig
-    batch: int
-    length: int
-    choices: Choices
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.length
-
-    @property
-    def product(self) -> int:
-        """Bytes of a number that products make."""
-        return DTYPES[self.choices.dtype].itemsize
-
-    @property
-    def mixed(self) -> bool:
-        """Products in another dtype than the weights, which are fp32."""
-        return self.product < 4
-
-    @property
-    def hidden(self) -> int:
-        """Bytes of the hidden states in fp32."""
-        return 4 * self.tokens * self.config.dim
-
-    @property
-    def copy(self) -> int:
-        """Bytes of the hidden states as products make them."""
-        return self.product * self.tokens * self.config.dim
-
-    @property
-    def wide(self) -> int:
-        """Bytes of one tensor inside the feed-forward layer."""
-        return self.product * self.tokens * self.config.hidden_dim
-
-    @property
-    def scores(self) -> int:
-        """How many attention scores one block has."""
-        return self.batch * self.config.n_heads * self.length**2
-
-    @property
-    def on_cpu(self) -> bool:
-        return torch.device(self.choices.device).type == "cpu"
-
-    def dropped(self, size: int, itemsize: int) -> int:
-        """Bytes of the mask of a dropout over `size` numbers: on a CPU in their own dtype, elsewhere bools."""
-        return size * (itemsize if self.on_cpu else 1) if self.config.dropout else 0
-
-    def norm(self) -> int:
-        """Bytes that a norm keeps: its input, its statistics, and RMSNorm on a CPU also what it has normalised."""
-        if self.config.norm == "rmsnorm":
-            return self.hidden * (2 if self.on_cpu else 1) + 4 * self.tokens
-        return self.hidden + 8 * self.tokens
-
-    def attention(self) -> int:
-        """Bytes that the product of queries, keys and values keeps, its output included."""
-        kept = 4 * self.copy  # queries, keys and values, each of all heads; the output
-        if self.choices.attention == "fused":
-            return kept + 4 * self.batch * self.config.n_heads * self.length
-        kept += 4 * self.scores + (self.length**2 if self.config.causal else 0)  # the softmax; what is not allowed
-        kept += self.product * self.scores if self.mixed or self.config.dropout else 0  # as the second product takes it
-        return kept + self.dropped(self.scores, self.product)
-
-    def feed_forward(self) -> int:
-        """Bytes that the feed-forward layer keeps, but for its input."""
-        return {"swiglu": 4, "relu": 1}.get(self.config.activation, 2) * self.wide
-
-    def feed_forward_half(self) -> int:
-        """Bytes that the second half of a block keeps."""
-        # Under autocast each linear layer keeps its own copy of its input; without, they share the norm's output.
-        gated = self.config.activation == "swiglu"
-        inputs = (1 + gated) * self.copy if self.mixed else self.hidden
-        return self.norm() + inputs + self.feed_forward() + self.dropped(self.tokens * self.config.dim, self.product)
-
-    def block(self) -> int:
-        """Bytes that a block keeps."""
-        inputs = 3 * self.copy if self.mixed else self.hidden
-        first_half = self.norm() + inputs + self.attention() + self.dropped(self.tokens * self.config.dim, self.product)
-        return first_half + self.feed_forward_half()
-
-    def block_gradients(self) -> int:
-        """Bytes that the backward pass adds at its worst moment in a block, less those it has freed there by then."""
-        wide = (1 if self.config.activation.startswith("gelu") else 2) * self.wide
-        scores = 0  # the softmax's gradients, in and out; the second half and what the product took are freed
-        if self.choices.attention == "plain":
-            taken = self.product * self.scores if self.mixed or self.config.dropout else 0
-            scores = 8 * self.scores - taken - self.feed_forward_half()
-        return self.hidden + max(wide, scores)
-
-    def head(self) -> int:
-        """Bytes kept before and after the blocks: token ids and labels, embedding, last norm, the loss's gradients."""
-        table = 4 * self.config.vocab_size * self.config.dim
-        return 16 * self.tokens + self.dropped(self.tokens * self.config.dim, 4) + self.norm() + self.copy + table
-
-    def loss(self) -> int:
-        """Bytes that the loss uses for a moment: the logits of a chunk several times over, and its operands."""
-        rows = min(self.choices.loss_chunk, self.tokens)
-        # losses.py: logits, log-probabilities, slope (old and new) in fp32; the slope again as the product takes it.
-        a_logit = 18 if self.mixed else 20 if rows < self.tokens else 16
-        return a_logit * rows * self.config.vocab_size + self._operands()
-
-    def _operands(self) -> int:
-        """Bytes of what the logits are made of, beside the weights: hidden states, and both as products take them."""
-        casts = self.copy + self.product * self.config.vocab_size * self.config.dim
-        return self.hidden + (casts if self.mixed else 0)
-
-    def validation(self) -> int:
-        """Bytes of a pass without gradients at its worst moment: inside a block, or in the loss."""
-        # A block's input, the sum after its attention and its norm; then the feed-forward layer or the attention.
-        wide = (3 if self.config.activation == "swiglu" else 2) * self.wide
-        block = 3 * self.hidden + max(wide, 4 * self.copy)
-        return max(block, self._operands() + 8 * min(self.choices.loss_chunk, self.tokens) * self.config.vocab_size)
+def _twin(model: LanguageModel, device: str) -> LanguageModel:
+    """A copy of a model with weights on a device that are not set."""
+    known: dict[int, Any] = {id(model.tokenizer): model.tokenizer}  # what is not copied
+    for old in model.parameters():
+        known[id(old)] = nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device=device), old.requires_grad)
+    return copy.deepcopy(model, known)
 
 
-def _validation(sizes: _Pass, evaluation: EvalConfig) -> int:
-    """Bytes of one of validation's batches."""
-    window = evaluation.window or sizes.config.max_seq_len
-    rows = max(1, min(evaluation.batch_tokens, evaluation.max_tokens or evaluation.batch_tokens) // window)
-    return replace(sizes, batch=rows, length=window).validation()
+class _Live(TorchDispatchMode):
+    """While it is entered, counts the bytes of what operations make: `now`, and at `peak`; weights do not count."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for storage in [tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, Tensor)]:
+            if storage._cdata not in self._known:  # else made as a view, or in place
+                self._change(storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._change, storage._cdata, -storage.nbytes())
+        return made
+
+    def _change(self, storage: int, n_bytes: int) -> None:
+        self._known ^= {storage}
+        self.now += n_bytes
+        self.peak = max(self.peak, self.now)
+
+
+def _run(model: LanguageModel, task: TaskConfig, n_rows: int, length: int, chunk: int) -> tuple[Batch, Tensor]:
+    """A batch of zeros as the model's task shapes it, and its loss; outside training mode the loss of each label."""
+    tokens = torch.zeros(n_rows, length, dtype=torch.int64)
+    if isinstance(model, GPT):
+        batch = Batch(tokens=tokens, labels={"lm": torch.zeros_like(tokens)})
+        hidden, labels = model.transformer(tokens), batch.labels["lm"]
+        if not model.training:
+            return batch, token_scores(hidden, model.unembedding, labels, chunk)[0]
+        # The loss holds no more after its second chunk than after its last, and a large batch has hundreds.
+        return batch, linear_cross_entropy(hidden, model.unembedding, labels.flatten()[: 3 * chunk], chunk)
+    places = tokens.new_zeros(label_room(n_rows, length, task.mask_share, whole_words=task.whole_words))
+    given = {"mlm": torch.zeros_like(places), **({"nsp": tokens.new_zeros(n_rows)} if task.nsp else {})}
+    mask, segments = (tokens == 0, torch.zeros_like(tokens)) if task.nsp else (None, None)  # pairs seldom fill rows
+    batch = Batch(tokens=tokens, labels=given, places=places, mask=mask, segments=segments)
+    if model.training:
+        return batch, torch.stack([*masked_loss(model, batch, chunk).values()]).sum()
+    assert model.mlm_head is not None
+    hidden = model(tokens, mask=mask, segments=segments)
+    states = model.mlm_head(hidden.flatten(0, 1).index_select(0, places))
+    return batch, token_scores(states, model.unembedding, given["mlm"], chunk, model.mlm_head.bias)[0]
+
+
+def _measure(model: LanguageModel, config: RunConfig, choices: Choices) -> tuple[int, int, int]:
+    """Bytes beside the weights: kept by a forward pass, the most with the backward pass, the most in validation."""
+    # torch does all that it does in a run, but on tensors without numbers. Without CUDA it cannot even feign that
+    # device: the CPU's kernels stand in, which keep about as much.
+    name = choices.device if torch.cuda.is_available() else "cpu"
+    length, chunk = model.config.max_seq_len, choices.loss_chunk
+    evaluation, window = config.eval, config.eval.window or length
+    limit = (evaluation.max_tokens if model.config.causal else 0) or evaluation.batch_tokens
+    n_scored = max(1, min(limit, evaluation.batch_tokens) // window)
+    with FakeTensorMode(), torch.device(name) as device:
+        twin = _twin(model, name).train()
+        twin.transformer.train_attention = choices.attention
+        twin.transformer.checkpoint_activations = config.train.activation_checkpointing
+        with _Live(twin) as step:
+            with autocast(device, choices.dtype):
+                _batch, loss = _run(twin, config.task, choices.micro_batch, length, chunk)  # a run holds the batch
+            kept = step.now
+            loss.backward()
+        # Not in inference mode, whose operations on fake tensors are wholes that do not show what they hold.
+        with _Live(twin.eval().requires_grad_(False)) as validation, autocast(device, choices.dtype):
+            _run(twin, config.task, n_scored, window, chunk)
+    return kept, step.peak, validation.peak
 
 
 def estimate_memory(
-    model: GPT, config: RunConfig, choices: Choices, *, batch_size: int, process: int
+    model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int, process: int
 ) -> MemoryEstimate:
     """What an eager run takes with its choices; `process` is what its process holds without it, 0 on a GPU.
 
     `model` may stand on the meta device; `batch_size` is in sequences. A compiled run keeps less for the backward pass.
     """
-    sizes = _Pass(config=model.config, batch=choices.micro_batch, length=model.config.max_seq_len, choices=choices)
-    layers = model.config.n_layers
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
-    casts = sizes.product * matrices if sizes.mixed else 0  # autocast keeps each matrix as its products take it
-    if config.train.activation_checkpointing:
-        activations = layers * sizes.hidden + sizes.head()
-        workspace = max(sizes.loss() + casts, sizes.block() + casts // layers + sizes.block_gradients())
-    else:
-        activations = layers * sizes.block() + casts + sizes.head()
-        workspace = max(sizes.loss(), sizes.block_gradients())
-    optimizer = optimizer_bytes(model.config, config.optim)
+    optimizer = optimizer_bytes(model, config.optim)
+    activations, most, validation = _measure(model, config, choices)
     # Gradients grow as activations go, unless those of earlier micro-batches are already there.
-    accumulates = choices.micro_batch < batch_size
-    step = max(activations + workspace + (trained if accumulates else 0), trained)
-    validation = _validation(sizes, config.eval)
+    step = max(trained, most + (trained if choices.micro_batch < batch_size else 0))
     used = weights + optimizer + max(step, trained + validation)
-    if not sizes.on_cpu:
-        held, process = used, 0
-    else:
+    if torch.device(choices.device).type == "cpu":
         beside = max(0.0, _VALIDATION_HELD * validation - _ROOM * step)
         held = max(used, round(_STEP_HELD * (weights + optimizer + step) + beside)) + _FIRST_USE
+    else:
+        held, process = used, 0
     return MemoryEstimate(
         weights=weights,
         gradients=trained,
         optimizer=optimizer,
         activations=activations,
-        workspace=workspace,
+        workspace=most - activations,
         validation=validation,
         process=process,
         allocator=held - used,

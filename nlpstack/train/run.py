@@ -20,7 +20,7 @@ from nlpstack.errors import CheckpointError, ConfigError
 from nlpstack.files import ASIDE_SUFFIX, remove_leftovers, write_text
 from nlpstack.model import TransformerConfig
 from nlpstack.recipes import find_recipe
-from nlpstack.tasks import EvalConfig
+from nlpstack.tasks import EvalConfig, TaskConfig
 from nlpstack.tokenizer import TokenizerConfig
 from nlpstack.train.checkpoint import Checkpoints
 from nlpstack.train.log import MetricsLog
@@ -101,6 +101,7 @@ class RunConfig:
     model: TransformerConfig
     tokenizer: TokenizerConfig
     data: DataConfig
+    task: TaskConfig
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig
@@ -110,6 +111,7 @@ SECTIONS: dict[str, type] = {
     "model": TransformerConfig,
     "tokenizer": TokenizerConfig,
     "data": DataConfig,
+    "task": TaskConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -131,7 +133,28 @@ def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Seque
     resolved = resolve(path, SECTIONS, flags, overrides)
     run = Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
     _check_exact_loss(run)
+    check_task(run)
     return run
+
+
+def check_task(run: Run) -> None:
+    """Raise ConfigError where the model's shape and the task do not go together."""
+    model, task, origin = run.config.model, run.config.task, run.resolved.origin
+    if model.causal:
+        # A value that is the default says nothing: the record of a GPT's run has them all.
+        for key, setter in origin.items():
+            name = key.removeprefix("task.")
+            if name != key and getattr(task, name) != getattr(TaskConfig, name):
+                raise ConfigError(f"{setter}: {key}: of a BERT; a GPT (model.causal=true) has no such choice")
+        return
+    shortest = 5 if task.nsp else 3
+    for key, wrong, cure in (
+        ("n_segments", task.nsp and model.n_segments < 2, "pairs of texts need 2, or task.nsp=false"),
+        ("max_seq_len", model.max_seq_len < shortest, f"too short for a row with its marks; at least {shortest}"),
+    ):
+        if wrong:
+            source = origin.get(f"model.{key}", run.name)
+            raise ConfigError(f"{source}: model.{key}={getattr(model, key)}: {cure}")
 
 
 def _check_exact_loss(run: Run) -> None:

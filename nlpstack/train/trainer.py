@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Loader
 from nlpstack.errors import ConfigError, TrainingError
-from nlpstack.model import GPT
+from nlpstack.model import LanguageModel
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_state, restore_optimizers
@@ -63,7 +63,7 @@ class TrainState:
 class Trainer:
     """Steps a model on a task. `steps()` yields a report each; `train()` also logs, validates, saves and stops."""
 
-    model: nn.Module
+    model: LanguageModel
     task: Task
     loader: Loader
     config: TrainConfig
@@ -164,7 +164,7 @@ class Trainer:
             losses=dict(zip(means, values, strict=True)),
             lr=lr,
             grad_norm=norm_value,
-            n_tokens=sum(batch.tokens.numel() for batch in micro_batches),
+            n_tokens=sum(batch.n_tokens for batch in micro_batches),
             skipped=not updated,
         )
         self._guard(report)
@@ -251,8 +251,9 @@ class Trainer:
         if not self._peak_flops:
             self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
-        assert isinstance(self.model, GPT)
-        utilisation = speed * flops_per_token(self.model)["training"] / self._peak_flops
+        utilisation = (
+            speed * flops_per_token(self.model, predicted=self.task.predicted_share)["training"] / self._peak_flops
+        )
         memory = runtime.peak_memory(self.device)
         terms = report.losses if len(report.losses) > 1 else {}
         self.log.write(

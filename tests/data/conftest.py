@@ -1,5 +1,6 @@
 """Token shards of hand-made documents, and an encoder that shows what it was given."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,19 +18,29 @@ def encode(texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array([FIRST + ord(char) % 1000 for char in text], dtype=np.int32) for text in texts]
 
 
+def cut(text: str) -> list[str]:
+    """A sentence ends behind each full stop."""
+    return re.findall(r"[^.]*\.|[^.]+$", text)
+
+
 MakeShards = Callable[..., TokenShards]
 
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """A function of documents (texts) and, optionally, `bos_id` and `eos_id`, that gives their shards."""
+    """A function of documents (texts) that gives their shards; with `sentences`, these end behind full stops."""
     made = 0
 
-    def make(documents: Sequence[str], *, bos_id: int | None = 1, eos_id: int | None = 2) -> TokenShards:
+    def make(
+        documents: Sequence[str], *, bos_id: int | None = 1, eos_id: int | None = 2, sentences: bool = False
+    ) -> TokenShards:
         nonlocal made
         made += 1
-        spec = ShardSpec(split_key="k", tokenizer_hash="t", vocab_size=2000, bos_id=bos_id, eos_id=eos_id)
-        pieces = [Piece(text, last=True) for text in documents]
-        return load_or_tokenize(lambda: pieces, encode, spec, tmp_path / f"cache-{made}", lambda _: None)
+        name = "full stops" if sentences else ""
+        spec = ShardSpec(
+            split_key="k", tokenizer_hash="t", vocab_size=2000, bos_id=bos_id, eos_id=eos_id, sentences=name
+        )
+        pieces, cache = [Piece(text, last=True) for text in documents], tmp_path / f"cache-{made}"
+        return load_or_tokenize(lambda: pieces, encode, spec, cache, lambda _: None, segment=cut if sentences else None)
 
     return make

@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from nlpstack.data import shards as module
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.readers import DataConfig, Piece
+from nlpstack.data.sentences import split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
 from nlpstack.samples import sample
+from nlpstack.tasks.base import DocumentLayout
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
-from tests.data.conftest import encode
+from tests.data.conftest import cut, encode
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 
 SPEC = ShardSpec(split_key="key", tokenizer_hash="tok", vocab_size=2000, bos_id=1, eos_id=2)
-TEXTS = [f"document {number} of some words" + " and more" * (number % 7) for number in range(30)]
+CUT = replace(SPEC, sentences="full stops")
+TEXTS = [f"document {number} of some words." + " and. more" * (number % 7) for number in range(30)]
 
 
 class Killed(Exception):
@@ -44,7 +47,8 @@ def tokenize(
     notes: list[str] | None = None,
 ) -> TokenShards:
     rows = list(given)
-    return load_or_tokenize(lambda: rows, encoder, spec, cache, (notes if notes is not None else []).append)
+    say = (notes if notes is not None else []).append
+    return load_or_tokenize(lambda: rows, encoder, spec, cache, say, segment=cut if spec.sentences else None)
 
 
 def never(texts: list[str]) -> list[np.ndarray]:
@@ -111,16 +115,21 @@ def test_ids_take_the_smallest_type_that_holds_them(tmp_path: Path) -> None:
         assert found.read(1, 2).tolist() == [vocab_size - 1]
 
 
-def test_a_split_is_tokenized_as_its_whole_text_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("language", ["", "en"])
+def test_a_split_is_tokenized_as_its_whole_text_would_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: str
+) -> None:
     text = sample("shakespeare").read_text(encoding="utf-8")[:20_000]
     tokenizer = train_tokenizer([text], TokenizerConfig(vocab_size=400))
     (tmp_path / "a.txt").write_text(text)
     monkeypatch.setattr("nlpstack.data.readers.PIECE_BYTES", 100)
     split = load_corpus(DataConfig(paths=[str(tmp_path / "a.txt")]), lambda _: None)["train"]
     assert len(list(split.pieces())) > 10
-    found = tokenize_split(split, tokenizer, tmp_path / "cache", 2, lambda _: None)
+    layout = DocumentLayout(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, language=language)
+    found = tokenize_split(split, tokenizer, layout, tmp_path / "cache", threads=2, note=lambda _: None)
     whole = tokenizer.encode(text[: int(0.9 * len(text))])
     assert found.read(0, len(found)).tolist() == [tokenizer.bos_id, *whole, tokenizer.eos_id]
+    assert (len(found.sentence_ends) > 100) == bool(language)
 
 
 @QUICK
@@ -130,6 +139,74 @@ def test_words_are_counted_as_python_splits_the_whole_document(
 ) -> None:
     found = tokenize(tmp_path_factory.mktemp("d"), pieces(texts, size))
     assert [words for _, _, words in found.documents()] == [len(text.split()) for text in texts]
+
+
+# -- sentences -------------------------------------------------------------------------------------------------------
+
+
+def sentence_ends(texts: Sequence[str], spec: ShardSpec, size: int = 8) -> list[int]:
+    """Ends by a plain count; a piece's end ends a sentence, BOS and EOS belong to the first and last one."""
+    ends: list[int] = []
+    at = 0
+    for text in texts:
+        at += spec.bos_id is not None
+        for part in pieces([text], size):
+            for sentence in cut(part.text):
+                at += len(sentence)
+                ends.append(at)
+        if spec.eos_id is not None:
+            at += 1
+            ends[-1] = at
+    return ends
+
+
+@pytest.mark.parametrize("special", [(1, 2), (None, 2), (1, None), (None, None)])
+@pytest.mark.parametrize("size", [8, 1000])
+@pytest.mark.usefixtures("small")
+def test_sentence_ends_are_those_of_a_plain_count(
+    tmp_path: Path, special: tuple[int | None, int | None], size: int
+) -> None:
+    spec = replace(CUT, bos_id=special[0], eos_id=special[1])
+    found = tokenize(tmp_path, pieces(TEXTS, size), spec)
+    assert len(found.index["shards"]) > 3
+    assert found.sentence_ends.dtype == np.int64
+    assert found.sentence_ends.tolist() == sentence_ends(TEXTS, spec, size)
+    assert set(found.ends.tolist()) <= set(found.sentence_ends.tolist())
+
+
+def test_tokens_are_the_same_with_and_without_sentences(tmp_path: Path) -> None:
+    found, plain = tokenize(tmp_path, pieces(TEXTS), CUT), tokenize(tmp_path, pieces(TEXTS))
+    assert found.read(0, len(found)).tolist() == plain.read(0, len(plain)).tolist()
+    assert (found.ends.tolist(), found.words.tolist()) == (plain.ends.tolist(), plain.words.tolist())
+    assert len(plain.sentence_ends) == 0
+
+
+def test_a_sentence_without_tokens_adds_no_end(tmp_path: Path) -> None:
+    def deaf(texts: list[str]) -> list[np.ndarray]:
+        return encode(["" if "b" in text else text for text in texts])
+
+    for special, wanted in (
+        ((None, None), [2, 5]),
+        ((None, 2), [2, 6, 7]),
+        ((1, None), [3, 6, 7]),
+        ((1, 2), [3, 7, 9]),
+    ):
+        spec = replace(CUT, bos_id=special[0], eos_id=special[1])
+        found = tokenize(tmp_path, [Piece("a.bb.cc.b.", last=True), Piece("b.", last=True)], spec, deaf)
+        assert found.sentence_ends.tolist() == wanted
+
+
+@pytest.mark.parametrize("source", ["wikitext2", "shakespeare"])
+def test_real_text_gets_the_same_tokens_sentence_by_sentence(source: str, request: pytest.FixtureRequest) -> None:
+    path = sample("shakespeare")
+    if source == "wikitext2":
+        path = request.getfixturevalue("shared_data") / "wikitext2" / "valid.txt"
+    text = path.read_text(encoding="utf-8")[:300_000]
+    tokenizer = train_tokenizer([text[:100_000]], TokenizerConfig(vocab_size=2000, kind="bpe"))
+    sentences = split_sentences(text, "en")
+    assert len(sentences) > 1500
+    parts = np.concatenate(tokenizer.encode_batch(sentences, threads=2))
+    assert parts.tolist() == tokenizer.encode(text)
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------
@@ -150,7 +227,26 @@ def test_another_text_or_tokenizer_has_shards_of_its_own(tmp_path: Path) -> None
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_shards_of_equal_name_made_for_other_special_tokens_are_made_again(tmp_path: Path) -> None:
+def test_shards_of_one_text_for_gpt_and_bert_stand_side_by_side(tmp_path: Path) -> None:
+    specs = [
+        SPEC,
+        replace(SPEC, bos_id=None),
+        replace(SPEC, bos_id=None, eos_id=None),
+        CUT,
+        replace(CUT, sentences="b"),
+    ]
+    for spec in specs:
+        tokenize(tmp_path, pieces(TEXTS), spec)
+    for spec in specs:
+        again = tokenize(tmp_path, pieces(TEXTS), spec, encoder=never)
+        assert again.spec == spec
+        assert again.read(0, len(again)).tolist() == expected(TEXTS, spec)
+
+
+def test_shards_of_equal_name_made_for_another_spec_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardSpec, "key", "same")
     tokenize(tmp_path, pieces(TEXTS))
     other = replace(SPEC, bos_id=None)
     found = tokenize(tmp_path, pieces(TEXTS), other)
@@ -163,11 +259,11 @@ def damage_bytes(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["shard-00001.npy", "shard-00000.docs.npy", "index.json"])
+@pytest.mark.parametrize("name", ["shard-00001.npy", "shard-00000.docs.npy", "shard-00001.sents.npy", "index.json"])
 @pytest.mark.parametrize("harm", ["altered", "cut short", "removed", "emptied"])
 @pytest.mark.usefixtures("small")
 def test_damaged_shards_are_made_again(tmp_path: Path, name: str, harm: str) -> None:
-    first = tokenize(tmp_path, pieces(TEXTS))
+    first = tokenize(tmp_path, pieces(TEXTS), CUT)
     before, path = contents(first.folder), first.folder / name
     if harm == "altered":
         path.write_text("[]") if name == "index.json" else damage_bytes(path)
@@ -177,7 +273,7 @@ def test_damaged_shards_are_made_again(tmp_path: Path, name: str, harm: str) -> 
         path.unlink()
     else:
         path.write_bytes(b"")
-    again = tokenize(tmp_path, pieces(TEXTS))
+    again = tokenize(tmp_path, pieces(TEXTS), CUT)
     assert contents(again.folder) == before
 
 
@@ -198,11 +294,12 @@ def killed_after(n_groups: int) -> Callable[[list[str]], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("n_groups", [0, 1, 7, 8, 20])
+@pytest.mark.parametrize("spec", [SPEC, CUT])
 @pytest.mark.usefixtures("small")
-def test_a_killed_run_goes_on_and_leaves_the_same_files(tmp_path: Path, n_groups: int) -> None:
-    whole = contents(tokenize(tmp_path / "whole", pieces(TEXTS)).folder)
+def test_a_killed_run_goes_on_and_leaves_the_same_files(tmp_path: Path, n_groups: int, spec: ShardSpec) -> None:
+    whole = contents(tokenize(tmp_path / "whole", pieces(TEXTS), spec).folder)
     with pytest.raises(Killed):
-        tokenize(tmp_path / "killed", pieces(TEXTS), encoder=killed_after(n_groups))
+        tokenize(tmp_path / "killed", pieces(TEXTS), spec, encoder=killed_after(n_groups))
     encoded: list[str] = []
     notes: list[str] = []
 
@@ -210,7 +307,7 @@ def test_a_killed_run_goes_on_and_leaves_the_same_files(tmp_path: Path, n_groups
         encoded.extend(texts)
         return encode(texts)
 
-    found = tokenize(tmp_path / "killed", pieces(TEXTS), encoder=counting, notes=notes)
+    found = tokenize(tmp_path / "killed", pieces(TEXTS), spec, encoder=counting, notes=notes)
     assert contents(found.folder) == whole
     if n_groups == 20:  # what was done is not done again
         assert len(encoded) < len(pieces(TEXTS))

@@ -1,6 +1,6 @@
 """Kill runs with SIGKILL wherever they are, resume them, and compare every loss and the weights bit for bit.
 
-    python -m tests.faults.kill_and_resume --runs 20 --dtype bf16 --compile
+    python -m tests.faults.kill_and_resume --recipe bert --runs 20 --dtype bf16 --compile
 
 The killer shares nothing with the run but the sight of its folder. Exit code 1 if any run differs.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class Outcome:
     lines: list[dict[str, Any]]  # of metrics.jsonl
 
 
-def command(out: Path, dtype: str, compiled: bool) -> list[str]:
-    """The small recipe: two layers, dropout 0.1, a checkpoint every ten steps."""
+def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
+    """A small form of a recipe: two layers, dropout 0.1, a checkpoint every ten steps."""
     values = {
         "model.dim": 64,
         "model.n_layers": 2,
@@ -51,10 +52,11 @@ def command(out: Path, dtype: str, compiled: bool) -> list[str]:
         "train.dtype": dtype,
         "train.compile": str(compiled).lower(),
         "eval.max_tokens": 4000,
+        "eval.pseudo_tokens": 60,
         "eval.resamples": 50,
     }
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "nlpstack", "pretrain", "gpt", "--quiet", "--json", "--out", str(out), *settings]
+    return [sys.executable, "-m", "nlpstack", "pretrain", recipe, "--quiet", "--json", "--out", str(out), *settings]
 
 
 def outcome(out: Path) -> Outcome:
@@ -108,17 +110,17 @@ def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Rando
     return "between" if any(checkpoints.glob("step-*")) else "before"
 
 
-def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int) -> dict[str, int]:
+def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int, recipe: str = "gpt") -> dict[str, int]:
     """Do `runs` killed runs beside an unbroken one; raises SystemExit at the first that differs."""
     rng = random.Random(seed)
     whole = folder / "whole"
-    run_whole(command(whole, dtype, compiled))
+    run_whole(command(whole, recipe, dtype, compiled))
     expected = outcome(whole)
     print(f"unbroken: weights {expected.weights}, {len(expected.lines)} log lines", flush=True)
     places: dict[str, int] = dict.fromkeys(("before", "save", "between"), 0)
     for number in range(runs):
         out = folder / f"run-{number:02d}"
-        words = command(out, dtype, compiled)
+        words = command(out, recipe, dtype, compiled)
         found_at: list[str] = []
         for moment in (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["step"]):
             place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng)
@@ -139,7 +141,8 @@ def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int) -
             raise SystemExit(1)
         shutil.rmtree(out)
     print(
-        f"{runs} of {runs} runs equal the unbroken one ({dtype}, compile {compiled}); killed at: {places}", flush=True
+        f"{runs} of {runs} runs of {recipe} equal the unbroken one ({dtype}, compile {compiled}); killed at: {places}",
+        flush=True,
     )
     return places
 
@@ -147,14 +150,16 @@ def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int) -
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", action="append", choices=["gpt", "bert"], help="repeatable; both if none is given")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--dtype", action="append", choices=["fp32", "bf16"], help="repeatable; both if none is given")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for dtype in options.dtype or ["fp32", "bf16"]:
+    for recipe, dtype in product(options.recipe or ["gpt", "bert"], options.dtype or ["fp32", "bf16"]):
+        settings = {"runs": options.runs, "compiled": options.compile, "seed": options.seed}
         with tempfile.TemporaryDirectory() as folder:
-            torture(Path(folder), runs=options.runs, dtype=dtype, compiled=options.compile, seed=options.seed)
+            torture(Path(folder), recipe=recipe, dtype=dtype, **settings)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,17 @@ import pytest
 from tests.faults.kill_and_resume import torture
 
 
-def test_a_killed_and_resumed_run_equals_the_unbroken_one(tmp_path):
-    places = torture(tmp_path, runs=1, dtype="bf16", compiled=False, seed=1)
+@pytest.mark.parametrize(("recipe", "dtype"), [("gpt", "bf16"), ("bert", "fp32")])
+def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, dtype, tmp_path):
+    places = torture(tmp_path, recipe=recipe, runs=1, dtype=dtype, compiled=False, seed=1)
     assert places["before"] + places["save"] + places["between"] == 2, "killed twice: at the start, then in a save"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("recipe", ["gpt", "bert"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_compiled_runs_too(tmp_path, dtype):
-    places = torture(tmp_path, runs=4, dtype=dtype, compiled=True, seed=2)
+def test_compiled_runs_too(recipe, dtype, tmp_path):
+    places = torture(tmp_path, recipe=recipe, runs=4, dtype=dtype, compiled=True, seed=2)
     assert places["save"] >= 1
     assert places["before"] >= 1

@@ -1,5 +1,6 @@
 """What a config.json asks that the core cannot do is one line that names the key, never ignored."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from nlpstack.model import TransformerConfig
 
 SOURCE = Path("m/config.json")
 SMALL = TransformerConfig(vocab_size=64, max_seq_len=16, dim=32, n_layers=1, n_heads=4, activation="gelu_tanh")
+ENCODER = replace(SMALL, activation="gelu", causal=False, pre_norm=False, n_segments=1)
 CONFIGS = {
+    "bert": write_config(replace(ENCODER, n_segments=2), ("mlm", "pooler", "nsp")),
+    "roberta": write_config(replace(ENCODER, position_offset=2), ("mlm",)),
     "gpt2": write_config(SMALL),
     "llama": {
         **dict(model_type="llama", vocab_size=64, max_position_embeddings=16, hidden_size=32, intermediate_size=48),
@@ -60,10 +64,58 @@ CONFIGS = {
         ("llama", {"num_key_value_heads": 3}, "n_heads=4 must be a multiple of n_kv_heads=3"),
         ("llama", {"rope_theta": "big"}, "rope_theta='big': Input should be a valid number"),
         ("llama", {"rope_interleaved": True}, "rope_interleaved=True is not supported"),
+        (
+            "bert",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type='relative_key' is not supported",
+        ),
+        ("bert", {"is_decoder": True}, "is_decoder=True is not supported; with the other values it has to be False"),
+        ("bert", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("bert", {"hidden_act": "silu"}, "hidden_act='silu' is not supported; there are gelu, gelu_new, "),
+        ("bert", {"attention_probs_dropout_prob": 0.5}, "attention_probs_dropout_prob=0.5 is not supported"),
+        ("bert", {"type_vocab_size": 0}, "type_vocab_size=0 is not supported; at least 1 is"),
+        ("bert", {"type_vocab_size": "2"}, "type_vocab_size='2': Input should be a valid integer"),
+        ("bert", {"max_position_embeddings": None}, "max_position_embeddings missing"),
+        ("bert", {"layer_norm_eps": 0.0}, "norm_eps and rope_theta must be above 0"),
+        ("bert", {"embedding_size": 16}, "does not know embedding_size=16"),
+        (
+            "bert",
+            {"directionality": "uni"},
+            "directionality='uni' is not supported; with the other values it has to be",
+        ),
+        ("bert", {"pooler_type": "mean"}, "pooler_type='mean' is not supported"),
+        ("bert", {"pruned_heads": {"0": [1]}}, r"pruned_heads={'0': \[1\]} is not supported"),
+        ("bert", {"nlpstack": {"causal": True}}, "under 'nlpstack' contradicts"),
+        ("bert", {"nlpstack": {"position_offset": 2}}, "under 'nlpstack' contradicts"),
+        ("roberta", {"position_embedding_type": "relative_key_query"}, "'relative_key_query' is not supported"),
+        ("roberta", {"is_decoder": True}, "is_decoder=True is not supported"),
+        ("roberta", {"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+        ("roberta", {"hidden_act": "gelu_new"}, "hidden_act='gelu_new' is not supported; there are gelu$"),
+        ("roberta", {"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
+        ("roberta", {"type_vocab_size": 0}, "type_vocab_size=0 is not supported"),
+        ("roberta", {"pad_token_id": -1}, r"pad_token_id=-1 is not an id of the vocabulary \(vocab_size=64\)"),
+        ("roberta", {"pad_token_id": 64}, "pad_token_id=64 is not an id of the vocabulary"),
+        ("roberta", {"pad_token_id": "1"}, "pad_token_id='1' is not an id of the vocabulary"),
+        (
+            "roberta",
+            {"max_position_embeddings": 2},
+            "max_position_embeddings=2 leaves no position; the first token's is",
+        ),
+        ("roberta", {"max_position_embeddings": "18"}, "max_position_embeddings='18' leaves no position"),
+        ("roberta", {"vocab_size": "64"}, "vocab_size='64': Input should be a valid integer"),
+        ("roberta", {"nlpstack": {"position_offset": 3}}, "under 'nlpstack' contradicts"),
         ("nlpstack", {"dimm": 8}, "unknown key 'dimm'; did you mean 'dim'?"),
         ("nlpstack", {"positions": "alibi"}, "positions='alibi': Input should be 'learned', 'sinusoidal' or 'rotary'"),
-        ("nlpstack", {"model_type": "mamba"}, "model_type 'mamba' is not supported; there are gpt2, llama, nlpstack"),
-        ("nlpstack", {"model_type": None}, "model_type None is not supported; there are gpt2, llama, nlpstack"),
+        (
+            "nlpstack",
+            {"model_type": "mamba"},
+            "model_type 'mamba' is not supported; there are gpt2, llama, bert, roberta, nlpstack",
+        ),
+        (
+            "nlpstack",
+            {"model_type": None},
+            "model_type None is not supported; there are gpt2, llama, bert, roberta, nlpstack",
+        ),
         ("nlpstack", {"model_type": []}, r"model_type \[\] is not supported"),
     ],
 )
@@ -84,3 +136,17 @@ def test_what_changes_nothing_is_let_pass(key: str) -> None:
 def test_a_null_asks_for_nothing_in_a_published_config() -> None:
     values = CONFIGS["llama"] | {"sliding_window": None, "rope_scaling": None, "num_key_value_heads": None}
     assert read_config(values, SOURCE) == read_config(CONFIGS["llama"], SOURCE)
+
+
+def test_a_roberta_counts_its_positions_from_the_pad_id_on() -> None:
+    values = CONFIGS["roberta"]
+    assert (values["max_position_embeddings"], values["pad_token_id"]) == (18, 1)
+    without = {key: value for key, value in values.items() if key != "pad_token_id"}
+    assert read_config(without, SOURCE) == read_config(values, SOURCE)
+    config = read_config(values | {"pad_token_id": 0}, SOURCE)
+    assert (config.max_seq_len, config.position_offset) == (17, 1)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_gpt_is_causal_whatever_is_decoder_says(family: str) -> None:
+    assert read_config(CONFIGS[family] | {"is_decoder": True}, SOURCE) == read_config(CONFIGS[family], SOURCE)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nlpstack.hub import model_card, shape_facts
-from nlpstack.model import GPT, TransformerConfig
+from nlpstack.model import BERT, GPT, TransformerConfig
 
 
 def front(card: str) -> dict[str, object]:
@@ -22,6 +22,42 @@ def test_a_card_of_a_family_says_how_to_open_it_and_where_tokenizers_differ() ->
     assert "AutoModelForCausalLM" in card
     assert "does not spell a special\ntoken or a byte piece such as `<0x41>`, or contain U+2581" in card
     assert "may be false" in card
+
+
+ENCODER = TransformerConfig(vocab_size=300, dim=32, n_layers=1, causal=False, pre_norm=False, n_segments=2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "task", "loader"),
+    [
+        (("mlm", "pooler", "nsp"), "fill-mask", "AutoModelForPreTraining"),
+        (("mlm", "pooler"), "fill-mask", "AutoModelForMaskedLM"),
+        (("mlm",), "fill-mask", "AutoModelForMaskedLM"),
+        (("pooler", "nsp"), "feature-extraction", "AutoModelForNextSentencePrediction"),
+        (("pooler",), "feature-extraction", "AutoModel"),
+        ((), "feature-extraction", "AutoModel"),
+    ],
+)
+def test_a_card_of_a_bert_says_what_its_heads_do_and_how_to_open_it(heads: tuple, task: str, loader: str) -> None:
+    card = model_card(shape_facts(BERT.create(ENCODER, seed=0, heads=heads)))
+    assert (front(card)["pipeline_tag"], front(card)["tags"]) == (task, ["nlpstack", task])
+    assert f"from transformers import {loader}, AutoTokenizer\n" in card
+    assert f"model = {loader}.from_pretrained(" in card
+    assert "An encoder (BERT) of the bert family" in card
+    assert ("guesses hidden tokens" in card) == ("mlm" in heads)
+    assert ("whether one text follows another" in card) == ("nsp" in heads)
+    assert ("one vector of the whole" in card) == ("pooler" in heads)
+    assert "to be fine-tuned for a task. It writes no text." in card
+    assert "causal" not in card
+    assert "outputs" not in card
+
+
+def test_a_card_of_a_bert_of_another_shape_does_not_promise_transformers() -> None:
+    model = BERT.create(TransformerConfig(vocab_size=300, dim=32, n_layers=1, causal=False), seed=0)
+    card = model_card(shape_facts(model))
+    assert (front(card)["library_name"], front(card)["pipeline_tag"]) == ("nlpstack", "fill-mask")
+    assert "of a shape that only nlpstack opens" in card
+    assert "transformers" not in card
 
 
 @pytest.mark.parametrize("family", [None, "nlpstack"])

@@ -182,7 +182,10 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, change, parts: list[str
         ({"vocab_size": 2**62}, ["sizes that no tensor can have"]),
         ({"vocab_size": 129}, ["transformer.wte.weight [128, 32] instead of [129, 32]"]),
         ({"tie_word_embeddings": False}, ["lacks lm_head.weight"]),
-        ({"model_type": "bloom"}, ["model_type 'bloom' is not supported; there are gpt2, llama, nlpstack"]),
+        (
+            {"model_type": "bloom"},
+            ["model_type 'bloom' is not supported; there are gpt2, llama, bert, roberta, nlpstack"],
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_the_weights_is_refused(folder: Path, values: dict, parts: list[str]) -> None:
@@ -190,10 +193,10 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(folder: Path, values:
     refused(folder, *parts)
 
 
-def test_a_model_that_is_no_gpt_is_refused(tmp_path: Path) -> None:
+def test_a_causal_shape_with_segments_is_refused(tmp_path: Path) -> None:
     save_model(model(config=replace(GPT2, bias=False)), tmp_path / "m")
-    change_config(tmp_path / "m", causal=False)
-    refused(tmp_path / "m", "config.json: not a GPT")
+    change_config(tmp_path / "m", n_segments=2)
+    refused(tmp_path / "m", "config.json: causal=True with n_segments=2; a GPT reads no segments")
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"model_type": "gpt2"'])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlpstack.model import IGNORE_INDEX
-from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_nll
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 
@@ -25,8 +25,8 @@ def problem(n: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tens
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), labels
 
 
-def reference(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    logits = (hidden @ weight.T).flatten(0, 1)
+def reference(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    logits = F.linear(hidden, weight, bias).flatten(0, 1)
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
@@ -40,6 +40,17 @@ def test_value_and_gradients_are_those_of_cross_entropy(n: int, chunk: int, seed
     hidden, weight, labels = problem(n, seed)
     found = graded(linear_cross_entropy(hidden, weight, labels, chunk), hidden, weight)
     for mine, theirs in zip(found, graded(reference(hidden, weight, labels), hidden, weight), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@QUICK
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 10_000))
+def test_a_bias_is_added_to_the_logits_and_has_its_gradient(n: int, chunk: int, seed: int) -> None:
+    hidden, weight, labels = problem(n, seed)
+    bias = torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+    found = graded(linear_cross_entropy(hidden, weight, labels, chunk, bias), hidden, weight, bias)
+    wanted = graded(reference(hidden, weight, labels, bias), hidden, weight, bias)
+    for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -78,13 +89,17 @@ def test_the_sum_is_wide_though_the_products_are_narrow() -> None:
 
 @QUICK
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 10_000))
-def test_losses_by_token_are_zero_where_ignored_and_sum_to_the_loss(n: int, chunk: int, seed: int) -> None:
+def test_losses_and_hits_by_token_are_nothing_where_ignored_and_sum_to_the_loss(n: int, chunk: int, seed: int) -> None:
     hidden, weight, labels = problem(n, seed)
-    nll = token_nll(hidden, weight, labels, chunk)
-    wanted = F.cross_entropy((hidden @ weight.T).transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
-    torch.testing.assert_close(nll, wanted.detach(), rtol=1e-10, atol=1e-10)
-    assert not nll[labels == IGNORE_INDEX].any()
-    assert not nll.requires_grad
+    bias = torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for added in (None, bias):
+        nll, hits = token_scores(hidden, weight, labels, chunk, added)
+        logits = F.linear(hidden, weight, added)
+        wanted = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+        torch.testing.assert_close(nll, wanted.detach(), rtol=1e-10, atol=1e-10)
+        assert torch.equal(hits, logits.argmax(dim=-1) == labels)
+        assert not nll[labels == IGNORE_INDEX].any()
+        assert not nll.requires_grad
 
 
 @pytest.mark.parametrize(("vocab_size", "chunk"), [(65, 64527), (50257, 83), (1 << 22, 64), (1 << 24, 64)])

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from nlpstack.data.batch import Batch
+from nlpstack.data.masked_rows import label_room
 from nlpstack.job import make_choices
-from nlpstack.model import GPT, KVCache, TransformerConfig
-from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_nll
-from nlpstack.tasks import EvalConfig
+from nlpstack.model import BERT, GPT, KVCache, LanguageModel, TransformerConfig
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks import EvalConfig, TaskConfig
+from nlpstack.tasks.masked_lm import masked_loss
 from nlpstack.train.memory import MemoryEstimate, estimate_memory, flops_per_token, kv_cache_bytes, optimizer_bytes
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig, load_run
@@ -27,46 +30,80 @@ LLAMA_LIKE = {
     **{"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "n_kv_heads": 2, "ffn_dim": 176},
     **{"bias": False, "tied": False},
 }
-SHAPES = {
+BERT_LIKE = {**GPT_LIKE, "causal": False, "pre_norm": False, "n_segments": 2}
+MODERN = {**LLAMA_LIKE, "causal": False, "norm": "layernorm", "n_kv_heads": 0, "tied": True}
+GPTS = {
     "gpt": GPT_LIKE,
     "llama": LLAMA_LIKE,
     "dropout": {**GPT_LIKE, "dropout": 0.1},
     "relu": {**GPT_LIKE, "activation": "relu"},
     "post-norm": {**GPT_LIKE, "pre_norm": False},
 }
+SHAPES = {**GPTS, "bert": BERT_LIKE, "bert-dropout": {**BERT_LIKE, "dropout": 0.1}, "modern": MODERN}
+TASKS = {"modern": TaskConfig(nsp=False, mask_share=0.3)}  # one text a row, no padding; the others' rows are of two
 BATCH = 4
 
 
-def settled(shape: TransformerConfig, **values: object) -> tuple[RunConfig, Choices]:
+def on_meta(shape: TransformerConfig, task: TaskConfig) -> LanguageModel:
+    with torch.device("meta"):
+        return GPT(shape) if shape.causal else BERT(shape, heads=("mlm", "pooler", "nsp") if task.nsp else ("mlm",))
+
+
+def settled(shape: TransformerConfig, task: TaskConfig, **values: object) -> tuple[RunConfig, Choices]:
     """A run of a shape and the choices it makes on this machine's CPU, some of them given."""
-    config = replace(load_run("gpt", "pretrain", {"train.device": "cpu"}, []).config, model=shape)
+    config = replace(load_run("gpt", "pretrain", {"train.device": "cpu"}, []).config, model=shape, task=task)
     train = {name: values.pop(name) for name in ("activation_checkpointing",) if name in values}
     config = replace(config, train=replace(config.train, **train), eval=EvalConfig(batch_tokens=1024))
-    choices = make_choices(config, GPT(shape), BATCH, n_examples=0, note=lambda _: None)
+    choices = make_choices(config, on_meta(shape, task), BATCH, n_examples=0, note=lambda _: None)
     return config, replace(choices, **{"micro_batch": BATCH, **values})
 
 
-def estimated(shape: TransformerConfig, **values: object) -> MemoryEstimate:
-    config, choices = settled(shape, **values)
-    return estimate_memory(GPT(shape), config, choices, batch_size=BATCH, process=0)
+def estimated(shape: TransformerConfig, task: TaskConfig | None = None, **values: object) -> MemoryEstimate:
+    task = task or TaskConfig()
+    config, choices = settled(shape, task, **values)
+    return estimate_memory(on_meta(shape, task), config, choices, batch_size=BATCH, process=0)
 
 
-def ready(shape: TransformerConfig, *, attention: str, checkpointing: bool = False) -> GPT:
-    model = GPT.create(shape, seed=0).train()
-    model.transformer.train_attention = attention
+def ready(
+    shape: TransformerConfig, task: TaskConfig | None = None, *, attention: str, checkpointing: bool = False
+) -> LanguageModel:
+    heads = ("mlm", "pooler", "nsp") if task is None or task.nsp else ("mlm",)
+    model = GPT.create(shape, seed=0) if shape.causal else BERT.create(shape, seed=0, heads=heads)
+    model.train().transformer.train_attention = attention
     model.transformer.checkpoint_activations = checkpointing
     return model
 
 
-def loss(model: GPT, dtype: str, chunk: int) -> torch.Tensor:
-    shape = (BATCH, model.config.max_seq_len)
-    tokens, labels = (torch.randint(model.config.vocab_size, shape) for _ in range(2))
+def some_batch(shape: TransformerConfig, task: TaskConfig | None, n_rows: int = BATCH) -> Batch:
+    """Rows with labels, as the tasks make them, drawn at random."""
+    task = task or TaskConfig()
+    size = (n_rows, shape.max_seq_len)
+    tokens = torch.randint(shape.vocab_size, size)
+    if shape.causal:
+        return Batch(tokens=tokens, labels={"lm": torch.randint(shape.vocab_size, size)})
+    room = label_room(*size, task.mask_share, whole_words=task.whole_words)
+    mlm, places = torch.randint(shape.vocab_size, (room,)), torch.randint(tokens.numel(), (room,))
+    if not task.nsp:
+        return Batch(tokens=tokens, labels={"mlm": mlm}, places=places)
+    column = torch.arange(shape.max_seq_len).expand(size)
+    return Batch(
+        tokens=tokens,
+        labels={"mlm": mlm, "nsp": torch.randint(2, (n_rows,))},
+        places=places,
+        mask=column < shape.max_seq_len - 3,
+        segments=(column > 20).long(),
+    )
+
+
+def loss(model: LanguageModel, batch: Batch, dtype: str, chunk: int) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-        return linear_cross_entropy(model.transformer(tokens), model.unembedding, labels, chunk)
+        if isinstance(model, BERT):
+            return torch.stack([*masked_loss(model, batch, chunk).values()]).sum()
+        return linear_cross_entropy(model.transformer(batch.tokens), model.unembedding, batch.labels["lm"], chunk)
 
 
-def kept_for_backward(model: GPT, dtype: str) -> int:
-    """Bytes of all storages that autograd keeps, but for the weights."""
+def kept_for_backward(model: LanguageModel, batch: Batch, dtype: str) -> int:
+    """Bytes of all storages that autograd keeps, but for the weights, and of the batch."""
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,7 +111,8 @@ def kept_for_backward(model: GPT, dtype: str) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss(model, dtype, loss_chunk(model.config.vocab_size))
+        loss(model, batch, dtype, loss_chunk(model.config.vocab_size))
+    kept += [tensor for tensor in (*vars(batch).values(), *batch.labels.values()) if isinstance(tensor, torch.Tensor)]
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(size for place, size in storages.items() if place not in weights)
@@ -90,20 +128,27 @@ def most_held(work: Callable[[], object], folder: Path) -> int:
     return max(accumulate(change for _, change in changes))
 
 
+def most_held_by_a_step(model: LanguageModel, task: TaskConfig | None, dtype: str, chunk: int, folder: Path) -> int:
+    return most_held(lambda: loss(model, some_batch(model.config, task), dtype, chunk).backward(), folder)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_activations_are_what_autograd_keeps(name: str, dtype: str) -> None:
-    shape = TransformerConfig(**SHAPES[name])
-    for attention in ("plain", "fused") if name in ("gpt", "relu", "post-norm") else ("plain",):
-        kept = kept_for_backward(ready(shape, attention=attention), dtype)
-        said = estimated(shape, dtype=dtype, attention=attention)
+    shape, task = TransformerConfig(**SHAPES[name]), TASKS.get(name)
+    for attention in ("plain", "fused") if "dropout" not in name else ("plain",):
+        kept = kept_for_backward(ready(shape, task, attention=attention), some_batch(shape, task), dtype)
+        said = estimated(shape, task, dtype=dtype, attention=attention)
         assert said.activations == pytest.approx(kept, rel=0.01)
 
 
-def test_checkpointed_activations_are_what_autograd_keeps() -> None:
-    shape = TransformerConfig(**GPT_LIKE)
-    kept = kept_for_backward(ready(shape, attention="plain", checkpointing=True), "bf16")
-    said = estimated(shape, dtype="bf16", activation_checkpointing=True)
+@pytest.mark.parametrize("name", ["gpt", "dropout", "bert", "modern"])
+def test_checkpointed_activations_are_what_autograd_keeps(name: str) -> None:
+    shape, task = TransformerConfig(**SHAPES[name]), TASKS.get(name)
+    model = ready(shape, task, attention="plain", checkpointing=True)
+    kept = kept_for_backward(model, some_batch(shape, task), "bf16")
+    kept += BATCH * shape.max_seq_len**2 if name == "bert" else 0  # the mask, which recomputing will be given
+    said = estimated(shape, task, dtype="bf16", activation_checkpointing=True)
     assert said.activations == pytest.approx(kept, rel=0.01)
 
 
@@ -116,48 +161,77 @@ WORST = {
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["gpt", "llama"])
+@pytest.mark.parametrize("name", ["gpt", "llama", "bert", "modern"])
 @pytest.mark.parametrize("worst", WORST)
 def test_activations_and_workspace_are_the_most_that_a_step_holds(
     worst: str, name: str, dtype: str, tmp_path: Path
 ) -> None:
-    shape = TransformerConfig(**{**SHAPES[name], **WORST[worst]})
-    model = ready(shape, attention="plain")
+    shape, task = TransformerConfig(**{**SHAPES[name], **WORST[worst]}), TASKS.get(name)
+    model = ready(shape, task, attention="plain")
     for chunk in (loss_chunk(shape.vocab_size), 64) if worst == "loss" else (1000,):
-        said = estimated(shape, dtype=dtype, loss_chunk=chunk)
-        held = most_held(lambda chunk=chunk: loss(model, dtype, chunk).backward(), tmp_path)
+        said = estimated(shape, task, dtype=dtype, loss_chunk=chunk)
+        held = most_held_by_a_step(model, task, dtype, chunk, tmp_path)
         assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
 
 
-def test_checkpointing_lowers_the_most_that_a_step_holds_by_as_much_as_is_said(tmp_path: Path) -> None:
-    shape = TransformerConfig(**{**GPT_LIKE, "n_layers": 6, "max_seq_len": 256})
+@pytest.mark.parametrize("name", ["dropout", "bert-dropout"])
+def test_the_fused_product_with_dropout_holds_what_is_said(name: str, tmp_path: Path) -> None:
+    shape = TransformerConfig(**SHAPES[name])
+    said = estimated(shape, dtype="bf16", attention="fused")
+    held = most_held_by_a_step(ready(shape, attention="fused"), None, "bf16", loss_chunk(500), tmp_path)
+    assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
+
+
+@pytest.mark.parametrize("like", [GPT_LIKE, BERT_LIKE], ids=["gpt", "bert"])
+def test_checkpointing_lowers_the_most_that_a_step_holds_by_as_much_as_is_said(
+    like: dict[str, object], tmp_path: Path
+) -> None:
+    shape = TransformerConfig(**{**like, "n_layers": 6, "max_seq_len": 256})
     model = ready(shape, attention="plain", checkpointing=True)
-    held = most_held(lambda: loss(model, "bf16", loss_chunk(500)).backward(), tmp_path)
+    held = most_held_by_a_step(model, None, "bf16", loss_chunk(500), tmp_path)
     said = estimated(shape, dtype="bf16", activation_checkpointing=True)
-    assert said.activations + said.workspace == pytest.approx(held, rel=0.1)
+    assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
     assert held < 0.5 * estimated(shape, dtype="bf16").activations
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["gpt", "llama"])
-@pytest.mark.parametrize("vocab_size", [40, 500])  # at its worst in a block, and in the loss
+@pytest.mark.parametrize("name", ["gpt", "llama", "bert", "modern"])
+@pytest.mark.parametrize("vocab_size", [40, 4000])  # at its worst in a block, and in the loss
 def test_validation_is_the_most_that_a_batch_of_it_holds(
     vocab_size: int, name: str, dtype: str, tmp_path: Path
 ) -> None:
-    shape = TransformerConfig(**{**SHAPES[name], "vocab_size": vocab_size})
-    model = ready(shape, attention="plain").eval()
-    tokens, labels = (torch.randint(shape.vocab_size, (1024 // shape.max_seq_len, shape.max_seq_len)) for _ in range(2))
+    shape, task = TransformerConfig(**{**SHAPES[name], "vocab_size": vocab_size}), TASKS.get(name)
+    model = ready(shape, task, attention="plain").eval()
 
     def score() -> None:
+        batch = some_batch(shape, task, n_rows=1024 // shape.max_seq_len)
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            token_nll(model.transformer(tokens), model.unembedding, labels, loss_chunk(shape.vocab_size))
+            hidden = model.transformer(batch.tokens, mask=batch.mask, segments=batch.segments)
+            states, labels, bias = hidden, next(iter(batch.labels.values())), None
+            if isinstance(model, BERT):
+                states, bias = model.mlm_head(hidden.flatten(0, 1)[batch.places]), model.mlm_head.bias
+            token_scores(states, model.unembedding, labels, loss_chunk(shape.vocab_size), bias)
 
-    assert estimated(shape, dtype=dtype).validation == pytest.approx(most_held(score, tmp_path), rel=0.05)
+    assert estimated(shape, task, dtype=dtype).validation == pytest.approx(most_held(score, tmp_path), rel=0.05)
+
+
+def test_an_estimate_leaves_the_model_and_the_random_numbers_alone() -> None:
+    shape = TransformerConfig(**{**BERT_LIKE, "dropout": 0.1})
+    config, choices = settled(shape, TaskConfig(), activation_checkpointing=True)
+    model = BERT.create(shape, seed=0).eval()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    said = estimate_memory(model, config, choices, batch_size=BATCH, process=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert said == estimated(shape, activation_checkpointing=True)  # as of a model on the meta device
 
 
 def test_gradients_of_earlier_micro_batches_are_held_beside_the_activations() -> None:
     shape = TransformerConfig(**{**GPT_LIKE, "n_layers": 16})
-    config, choices = settled(shape, device="cuda", dtype="bf16")
+    config, choices = settled(shape, TaskConfig(), device="cuda", dtype="bf16")
     whole, cut = (
         estimate_memory(GPT(shape), config, choices, batch_size=batch, process=0) for batch in (BATCH, 2 * BATCH)
     )
@@ -167,12 +241,12 @@ def test_gradients_of_earlier_micro_batches_are_held_beside_the_activations() ->
 
 def state_after_a_step(shape: TransformerConfig, config: OptimConfig) -> int:
     """Bytes of the tensors that the optimizers keep of real weights."""
-    model = GPT.create(shape, seed=0)
-    tokens = torch.randint(shape.vocab_size, (2, 9))
+    model = ready(shape, attention="plain")
+    batch = some_batch(shape, None, n_rows=2)
 
     def again() -> torch.Tensor:
         model.zero_grad()
-        value = linear_cross_entropy(model.transformer(tokens[:, :-1]), model.unembedding, tokens[:, 1:], 100)
+        value = loss(model, batch, "fp32", 100)
         value.backward()
         return value
 
@@ -184,7 +258,7 @@ def state_after_a_step(shape: TransformerConfig, config: OptimConfig) -> int:
     return sum(part.nbytes for part in flat if isinstance(part, torch.Tensor))
 
 
-@pytest.mark.parametrize("shape", ["gpt", "llama"])
+@pytest.mark.parametrize("shape", ["gpt", "llama", "bert"])
 @pytest.mark.parametrize(
     ("values", "copies"),  # tensors like the weights
     [
@@ -201,9 +275,10 @@ def state_after_a_step(shape: TransformerConfig, config: OptimConfig) -> int:
 )
 def test_optimizer_bytes_are_those_of_its_state(values: dict[str, object], copies: int | None, shape: str) -> None:
     config, size = OptimConfig(**values), TransformerConfig(**SHAPES[shape])
-    said = optimizer_bytes(size, config)
+    model = on_meta(size, TaskConfig())
+    said = optimizer_bytes(model, config)
     assert said == state_after_a_step(size, config)
-    parameters = dict(GPT(size).named_parameters())
+    parameters = dict(model.named_parameters())
     weights = sum(parameter.nbytes for parameter in parameters.values())
     if copies is None:
         copies = 2
@@ -216,11 +291,12 @@ def test_optimizer_bytes_are_those_of_its_state(values: dict[str, object], copie
 def test_lbfgs_keeps_its_history_and_the_weights_before_a_step() -> None:
     shape = TransformerConfig(**LLAMA_LIKE)
     config = OptimConfig(name="lbfgs", history=2, max_iter=8)
-    weights = sum(parameter.nbytes for parameter in GPT(shape).parameters())
-    assert optimizer_bytes(shape, config) - 2 * weights == pytest.approx(state_after_a_step(shape, config), rel=0.001)
+    model = on_meta(shape, TaskConfig())
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    assert optimizer_bytes(model, config) - 2 * weights == pytest.approx(state_after_a_step(shape, config), rel=0.001)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", GPTS)
 def test_cache_bytes_are_those_of_a_cache(name: str) -> None:
     shape = TransformerConfig(**SHAPES[name])
     cache = KVCache.for_model(GPT(shape).transformer, batch_size=3, max_len=10)
@@ -228,7 +304,7 @@ def test_cache_bytes_are_those_of_a_cache(name: str) -> None:
     assert kv_cache_bytes(shape, "bf16") * 2 == kv_cache_bytes(shape)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", GPTS)
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     shape = TransformerConfig(**SHAPES[name])
     model = ready(shape, attention="plain")
@@ -243,8 +319,29 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     assert said["training"] == pytest.approx(counter.get_total_flops() / tokens.numel())
 
 
+@pytest.mark.parametrize("name", ["bert", "modern"])
+@pytest.mark.parametrize("predicted", [0.0, 0.25, 1.0])
+def test_flops_of_a_bert_are_those_that_torch_counts(predicted: float, name: str) -> None:
+    shape = TransformerConfig(**SHAPES[name])
+    model = ready(shape, attention="plain")
+    tokens = torch.randint(shape.vocab_size, (2, shape.max_seq_len))
+    n_hidden = round(predicted * tokens.numel())
+
+    def forward() -> torch.Tensor:
+        return model.mlm_logits(model(tokens).flatten(0, 1)[:n_hidden])
+
+    with FlopCounterMode(display=False) as counter:
+        logits = forward()
+    said = flops_per_token(model, predicted=predicted)
+    assert said["forward"] == pytest.approx(counter.get_total_flops() / tokens.numel())
+    with counter:
+        logits = forward()
+        logits.sum().backward()
+    assert said["training"] == pytest.approx(counter.get_total_flops() / tokens.numel())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["gpt", "shakespeare-char-cpu", "llama-mini"])
+@pytest.mark.parametrize("recipe", ["gpt", "shakespeare-char-cpu", "llama-mini", "bert"])
 def test_the_peak_is_within_15_percent_of_what_a_run_logs(recipe: str, tmp_path: Path) -> None:
     values = ["train.steps=9", "train.val_every=4", "train.log_every=1", "train.compile=false", "eval.resamples=10"]
     words = [word for value in values for word in ("--set", value)]

@@ -1,0 +1,139 @@
+"""`nlpstack embed`: contextual embeddings of the lines of a file."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nlpstack.cli.options import complete_folders, echo_json, machine_options, output_options
+
+if TYPE_CHECKING:
+    from nlpstack.embed import Embeddings
+
+_NOTE = (
+    "note: embeddings crowd into a narrow cone, so read cosines against that of any two lines; z-scoring (--zscore) "
+    "opens the cone, which helps similarity, not classification"
+)
+
+
+@click.command("embed")
+@click.argument("source", metavar="INPUT")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="A run, its model/, or a published model folder.",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "token"]),
+    default="mean",
+    show_default=True,
+    help="One vector a line: the mean of its tokens, or [CLS]; or one a token.",
+)
+@click.option("--layer", type=int, metavar="N", help="0: the embeddings; -1: the last.  [default: the last]")
+@click.option("--out", metavar="FILE", help="FILE.npy, one row a line; with --pooling token FILE.npz.")
+@click.option("--zscore", metavar="FILE", help="A corpus to fit z-scores on, or FILE.npz with fitted ones.")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Tokens at a time, with padding.",
+)
+@click.option("--truncate", is_flag=True, help="Cut lines that are longer than the model's context.")
+@machine_options
+@output_options
+def embed_command(
+    source: str,
+    model: str,
+    pooling: str,
+    layer: int | None,
+    out: str | None,
+    zscore: str | None,
+    batch_tokens: int,
+    truncate: bool,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Contextual embeddings of the lines of INPUT, a .txt (one text a line) or a .jsonl (`text`), also .gz or .zst.
+
+    They are written to --out; without it, --json prints them. A BERT reads [CLS] text [SEP], a GPT what it begins texts
+    with and the text; the mean is over all of these. How alike any two lines are is told on standard error.
+
+    \b
+    Examples:
+      nlpstack embed --model runs/bert lines.txt --out lines.npy
+      nlpstack embed --model runs/bert lines.txt --out lines.npy --layer -2 --zscore corpus.txt
+    """
+    from nlpstack.embed import EmbedOptions, embed
+    from nlpstack.errors import ConfigError
+
+    if out is None and not as_json:
+        raise ConfigError("the vectors have nowhere to go; give --out FILE, or --json to print them")
+    options = EmbedOptions(
+        pooling=pooling,
+        layer=layer,
+        zscore=zscore,
+        batch_tokens=batch_tokens,
+        truncate=truncate,
+        device=device or "auto",
+        threads=threads,
+    )
+    result = embed(model, source, options, out=out)
+    if not quiet:
+        click.echo(_report(result, source, zscore), err=True)
+    if not as_json:
+        click.echo(f"{out}: {_shape(result)}")
+    elif out is None:
+        echo_json([one.tolist() for one in result.vectors])
+    else:
+        echo_json(_summary(result))
+
+
+def _shape(result: "Embeddings") -> str:
+    of = f"{result.pooling} of layer {result.layer}"
+    if isinstance(result.vectors, list):
+        n, dim = sum(map(len, result.vectors)), result.vectors[0].shape[-1]
+        return f"{n:,} tokens of {len(result.vectors):,} lines, {dim:,} dimensions ({of})"
+    return f"{len(result.vectors):,} lines, {result.vectors.shape[1]:,} dimensions ({of})"
+
+
+def _report(result: "Embeddings", source: str, zscore: str | None) -> str:
+    """What was cut, how alike the vectors are, and what z-scoring did."""
+    lines = [
+        f"truncated: {cut.texts:,} texts of {path} lost {cut.tokens:,} tokens beyond the context"
+        for path, cut in ((source, result.cut), (zscore, result.corpus_cut))
+        if cut.texts
+    ]
+    if result.mean_cosine is None:
+        lines.append("cosine: there are no two lines to compare")
+    else:
+        after = "" if result.mean_cosine_zscored is None else f"; with z-scores {result.mean_cosine_zscored:.4f}"
+        lines.append(f"cosine: {result.mean_cosine:.4f} on average of {result.n_pairs:,} pairs of lines{after}")
+    if result.zscore is not None:
+        saved = ""
+        if zscore == result.zscore.corpus:
+            saved = f", saved as {result.zscore_out}" if result.zscore_out else ", not saved, as there is no --out"
+        lines.append(f"z-scores: fitted on {result.zscore.corpus}{saved}")
+        if result.zscore.n_constant:
+            lines.append(f"z-scores: {result.zscore.n_constant:,} dimensions are constant on it, and became 0")
+    return "\n".join([*lines, _NOTE])
+
+
+def _summary(result: "Embeddings") -> dict[str, object]:
+    """What --json says of vectors that are in a file."""
+    return {
+        "out": result.out,
+        "lines": len(result.vectors),
+        "dim": result.vectors[0].shape[-1],
+        "pooling": result.pooling,
+        "layer": result.layer,
+        "truncated": {"texts": result.cut.texts, "tokens": result.cut.tokens},
+        "mean_cosine": result.mean_cosine,
+        "mean_cosine_zscored": result.mean_cosine_zscored,
+        "zscore": result.zscore_out,
+    }

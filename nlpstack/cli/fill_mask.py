@@ -1,0 +1,55 @@
+"""`nlpstack fill-mask`: the best tokens for the masks in a text."""
+
+import click
+
+from nlpstack.cli.options import complete_folders, echo_json, machine_options, output_options
+
+
+@click.command("fill-mask")
+@click.argument("text", metavar="TEXT")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="A BERT: a run, its model/, or a published model folder.",
+)
+@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Tokens for each mask.")
+@machine_options
+@output_options
+def fill_mask_command(
+    text: str,
+    model: str,
+    top_k: int,
+    device: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """The likeliest tokens for each mask in TEXT, with their probabilities and the text filled in.
+
+    A mask is written as the model's tokenizer spells it: [MASK], or <mask> for a RoBERTa. Several masks are filled each
+    on its own.
+
+    \b
+    Example:
+      nlpstack fill-mask --model runs/bert "We propose a new [MASK] for this problem."
+    """
+    from nlpstack.predict import fill_mask
+
+    guesses = fill_mask(model, text, top_k=top_k, device=device or "auto", threads=threads)
+    if as_json:
+        echo_json(
+            [{"mask": one.mask, "token": one.token, "probability": one.probability, "id": one.id} for one in guesses]
+        )
+        return
+    width = max(len(_on_a_line(one.token)) for one in guesses)
+    for n, one in enumerate(guesses):
+        if n and one.mask != guesses[n - 1].mask:
+            click.echo()
+        click.echo(f"{one.probability:.4f}  {_on_a_line(one.token):{width}}  {_on_a_line(one.text)}")
+
+
+def _on_a_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")

@@ -1,0 +1,207 @@
+"""Shards to what a BERT reads: `[CLS] text [SEP]` or `[CLS] text [SEP] text [SEP]`, with hidden tokens."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
+from nlpstack.data.loader import Example
+from nlpstack.data.masking import Masked, MaskingCounts, mask_tokens
+from nlpstack.data.packing import PackedBlocks
+from nlpstack.data.sentence_pairs import SentencePairs
+from nlpstack.data.shards import TokenShards
+
+_MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """How rows are made: the tokenizer's marks, and how much is hidden."""
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    random_ids: np.ndarray  # what a hidden token may be replaced by
+    word_ids: Callable[[np.ndarray], np.ndarray]  # tokens (T,) -> each one's word (T,), -1 at special ones
+    share: float
+    whole_words: bool
+    length: int  # of a row, its special tokens included
+
+
+def label_room(n_rows: int, length: int, share: float, *, whole_words: bool) -> int:
+    """Labels that a batch has room for: in all likelihood enough, so that its shapes are always the same."""
+    mean = share * n_rows * length
+    spread = math.sqrt(mean * (4 if whole_words else 1))  # of sums of words' lengths, which vary more
+    return _multiple(mean + 6 * spread)
+
+
+def _multiple(n: float) -> int:
+    return 64 * math.ceil(n / 64)
+
+
+class Row(NamedTuple):
+    """One example before tokens are hidden."""
+
+    tokens: np.ndarray  # int64
+    n_first: int  # tokens of segment 0: [CLS], the first text and its [SEP]
+    label: int | None  # 0: the second text follows the first; 1: it does not; None: there is one text
+
+
+class Rows(Protocol):
+    """Rows by (epoch, index)."""
+
+    def __len__(self) -> int: ...
+    def row(self, epoch: int, index: int) -> Row:
+        """The row, a pure function of seed, epoch and index."""
+
+    def report(self) -> list[str]:
+        """Lines for the log: of what the rows are made."""
+
+
+class PairRows:
+    """Two texts a row, of which the second follows the first or does not."""
+
+    def __init__(self, shards: TokenShards, form: RowFormat, seed: int) -> None:
+        self.form, self.segmenter = form, shards.spec.sentences
+        self.pairs = SentencePairs(shards, form.length - 3, seed)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def row(self, epoch: int, index: int) -> Row:
+        """`[CLS] first [SEP] second [SEP]`."""
+        first, second, is_next = self.pairs.pair(epoch, index)
+        cls, sep = [self.form.cls_id], [self.form.sep_id]
+        return Row(np.concatenate((cls, first, sep, second, sep)), len(first) + 2, int(not is_next))
+
+    def report(self) -> list[str]:
+        """How many pairs there are, and of what they are made."""
+        return [
+            f"sentences cut by {self.segmenter}; a language it does not know by English rules",
+            *self.pairs.report(),
+        ]
+
+
+class PackedRows:
+    """One text a row, as long as fits, across documents (RoBERTa's FULL-SENTENCES: Liu et al. 2019, section 4.2)."""
+
+    def __init__(self, shards: TokenShards, form: RowFormat, seed: int) -> None:
+        self.form = form
+        self.blocks = PackedBlocks(shards, form.length - 2, seed)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def row(self, epoch: int, index: int) -> Row:
+        """`[CLS] text [SEP]`."""
+        return single_row(self.blocks.block(epoch, index)[:-1], self.form)
+
+    def report(self) -> list[str]:
+        """How many rows there are."""
+        return [f"rows: {len(self):,} an epoch, each of {self.form.length - 2} tokens between its marks"]
+
+
+class Stretches:
+    """The whole text in order, cut into rows of one text, the last of which may be short; the same in every epoch."""
+
+    def __init__(self, shards: TokenShards, form: RowFormat) -> None:
+        self.shards, self.form = shards, form
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.shards) / (self.form.length - 2))
+
+    def row(self, epoch: int, index: int) -> Row:
+        """`[CLS] text [SEP]`."""
+        start = index * (self.form.length - 2)
+        return single_row(self.shards.read(start, min(start + self.form.length - 2, len(self.shards))), self.form)
+
+    def report(self) -> list[str]:
+        """How many rows there are."""
+        return [f"rows: {len(self):,}, the whole text in order"]
+
+
+def single_row(tokens: np.ndarray, form: RowFormat) -> Row:
+    """`[CLS] text [SEP]`."""
+    whole = np.concatenate(([form.cls_id], tokens, [form.sep_id]))
+    return Row(whole, len(whole), None)
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """Rows with tokens hidden anew in each epoch, a pure function of (seed, epoch, index)."""
+
+    rows: Rows
+    form: RowFormat
+    seed: int
+
+    def masked(self, epoch: int, index: int) -> tuple[Row, Masked]:
+        """A row, and what is hidden in it."""
+        row = self.rows.row(epoch, index)
+        form = self.form
+        hidden = mask_tokens(
+            row.tokens,
+            form.word_ids(row.tokens),
+            share=form.share,
+            whole_words=form.whole_words,
+            mask_id=form.mask_id,
+            random_ids=form.random_ids,
+            rng=np.random.default_rng((self.seed, epoch, index, _MASK_SALT)),
+        )
+        return row, hidden
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch, every row filled up to the longest one there may be, so that shapes do not change."""
+        made = [self.masked(epoch, index) for epoch, index in examples]
+        length = self.form.length
+        places = np.concatenate([hidden.places + i * length for i, (_, hidden) in enumerate(made)])
+        labels = np.concatenate([hidden.labels for _, hidden in made])
+        room = label_room(len(examples), length, self.form.share, whole_words=self.form.whole_words)
+        room = max(room, _multiple(len(places)))
+        batch = stack([row._replace(tokens=hidden.tokens) for row, hidden in made], self.form)
+        next_labels = [row.label for row, _ in made if row.label is not None]
+        return Batch(
+            tokens=batch.tokens,
+            labels={
+                "mlm": pad_rows([labels], IGNORE_INDEX, room)[0],
+                **({"nsp": torch.tensor(next_labels)} if next_labels else {}),
+            },
+            mask=batch.mask,
+            segments=batch.segments,
+            places=pad_rows([places], 0, room)[0],
+            n_targets={"mlm": len(labels), **({"nsp": len(next_labels)} if next_labels else {})},
+        )
+
+    def describe(self, n_rows: int) -> list[str]:
+        """What was done to the first rows of the first epoch: tokens hidden, and how full the rows are."""
+        counts, n_tokens, n_rows = MaskingCounts(), 0, min(n_rows, len(self.rows))
+        for index in range(n_rows):
+            row, hidden = self.masked(0, index)
+            counts.update(self.form.word_ids(row.tokens), hidden)
+            n_tokens += len(row.tokens)
+        padding = 1 - n_tokens / (n_rows * self.form.length)
+        return [counts.describe(whole_words=self.form.whole_words), f"padding: {padding:.1%} of {n_rows:,} rows"]
+
+
+def stack(rows: Sequence[Row], form: RowFormat) -> Batch:
+    """Rows as a batch without labels, padded on the right; no mask where nothing is padded."""
+    full = all(len(row.tokens) == form.length for row in rows)
+    second = [np.arange(len(row.tokens)) >= row.n_first for row in rows]
+    return Batch(
+        tokens=pad_rows([row.tokens for row in rows], form.pad_id, form.length),
+        labels={},
+        mask=None if full else pad_rows([np.ones(len(row.tokens)) for row in rows], 0, form.length).bool(),
+        segments=pad_rows(second, 0, form.length) if rows[0].label is not None else None,
+    )
+
+
+def one_hidden_each(tokens: np.ndarray, form: RowFormat) -> Iterator[Row]:
+    """Copies of a text's row, each with another one of its tokens hidden (Salazar et al. 2020, section 2.3)."""
+    for place in range(1, len(tokens) + 1):
+        row = single_row(tokens, form)
+        row.tokens[place] = form.mask_id
+        yield row

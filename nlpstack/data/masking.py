@@ -1,0 +1,69 @@
+"""Which tokens a masked language model has to guess, and what it sees in their place (Devlin et al. 2019, 3.1, A.1)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+MASKED, RANDOM, KEPT = range(3)  # what a chosen token becomes: the mask, a random token, itself
+_SHARES = (0.8, 0.1, 0.1)
+
+
+class Masked(NamedTuple):
+    """A row with some of its tokens hidden."""
+
+    tokens: np.ndarray  # (T,) int64: what the model sees
+    places: np.ndarray  # (n,) int64, ascending: where it has to guess
+    labels: np.ndarray  # (n,) int64: the tokens that stood there
+    kinds: np.ndarray  # (n,) uint8: MASKED, RANDOM or KEPT, as drawn; a random token may be the one that stood there
+
+
+def mask_tokens(
+    tokens: np.ndarray,
+    words: np.ndarray,
+    *,
+    share: float,
+    whole_words: bool,
+    mask_id: int,
+    random_ids: np.ndarray,
+    rng: np.random.Generator,
+) -> Masked:
+    """Choose each token, or each word with all its tokens, with probability `share`, and hide what is chosen.
+
+    `tokens` (T,) int64 is not altered; `words` (T,) int64 has each token's word, -1 at special tokens, which are never
+    chosen; `random_ids` are what a random token is drawn from. How much is drawn from `rng` depends on the rows' shape
+    and words alone.
+    """
+    n_units = int(words.max(initial=-1)) + 1 if whole_words else len(tokens)
+    unit = words if whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)
+    chosen = np.append(rng.random(n_units) < share, False)[unit]  # unit -1, the special tokens', is the last
+    kinds = np.searchsorted(np.cumsum(_SHARES[:-1]), rng.random(len(tokens)), side="right").astype(np.uint8)
+    # Scaled floats: rng.integers draws again where it would be uneven, so that how much it draws is left to chance.
+    drawn = random_ids[(rng.random(len(tokens)) * len(random_ids)).astype(np.int64)]
+    places = np.flatnonzero(chosen)
+    labels, kinds = tokens[places], kinds[places]
+    seen = tokens.copy()
+    seen[places] = np.select([kinds == MASKED, kinds == RANDOM], [mask_id, drawn[places]], labels)
+    return Masked(seen, places, labels, kinds)
+
+
+class MaskingCounts:
+    """Sums over rows of what was hidden, for the log."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0  # that could be chosen
+        self.kinds = np.zeros(3, dtype=np.int64)  # chosen ones by what they became: MASKED, RANDOM, KEPT
+
+    def update(self, words: np.ndarray, masked: Masked) -> None:
+        """Count one row; `words` (T,) is what `mask_tokens` was given."""
+        self.n_tokens += int((words >= 0).sum())
+        self.kinds += np.bincount(masked.kinds, minlength=3)
+
+    def describe(self, *, whole_words: bool) -> str:
+        """One line: how much is predicted, and what stands in its place."""
+        n_chosen = int(self.kinds.sum())
+        share = 100 * n_chosen / max(1, self.n_tokens)
+        masked, random, kept = (100 * self.kinds / max(1, n_chosen)).tolist()
+        return (
+            f"masking: {share:.1f} % of {self.n_tokens:,} tokens are predicted{', by whole words' * whole_words}; "
+            f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
+        )

@@ -1,0 +1,368 @@
+"""What `nlpstack embed` does: a model and texts in, one vector a text, or one a token, out."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlpstack.data.batch import pad_rows
+from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, open_packed
+from nlpstack.decode.loop import evaluating
+from nlpstack.errors import ConfigError, DataError, ModelError
+from nlpstack.files import write_bytes
+from nlpstack.hub import load_model
+from nlpstack.model import BERT, LanguageModel
+from nlpstack.train.runtime import resolve_device, session
+from nlpstack.zscore import Vectors, ZScore, fit_zscore, mean_cosine, npz_bytes, read_zscore, zscore_bytes
+
+POOLINGS = ("mean", "cls", "token")
+_CHUNK = 1024  # texts that are read, and put in order of length, at a time
+_SEED = 0  # of the pairs whose cosine is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """How texts become vectors, and where that is computed."""
+
+    pooling: str = "mean"  # over the states of all tokens; cls: the state of [CLS]; token: all but the special ones
+    layer: int | None = None  # 0: the embeddings; negative: from the end; None: the last
+    zscore: str | Path | None = None  # a corpus to fit on, or a .npz with what was fitted
+    batch_tokens: int = 4096  # of a batch, padding included; a longer text is a batch of its own
+    truncate: bool = False  # cut texts that are longer than the context
+    device: str = "auto"  # for a model that is read from a folder
+    threads: int | None = None  # None: as many as now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What `truncate` cost."""
+
+    texts: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embeddings:
+    """The vectors in the order of the texts, and what is to be known of them."""
+
+    vectors: Vectors  # fp32
+    pooling: str
+    layer: int
+    cut: Cut
+    mean_cosine: float | None  # of pairs of different lines, before z-scoring; None: there are no two
+    mean_cosine_zscored: float | None
+    n_pairs: int
+    zscore: ZScore | None
+    corpus_cut: Cut  # of the corpus that z-scores were fitted on
+    out: str | None
+    zscore_out: str | None  # where what was fitted is saved
+
+
+def embed(
+    model: LanguageModel | str | Path,
+    source: str | Path | Sequence[str],
+    options: EmbedOptions | None = None,
+    *,
+    out: str | Path | None = None,
+) -> Embeddings:
+    """The contextual embeddings of a file's lines, or of a list of texts, in their order; saved where `out` is given.
+
+    A file is a .txt, one text a line, or a .jsonl with `text`, each also .gz or .zst. `out` is a .npy, one row a text;
+    with pooling `token` a .npz, one array a text. z-scores that are fitted are saved beside it.
+    """
+    options = options or EmbedOptions()
+    target = _checked_options(options, source, out)
+    with session(threads=options.threads or torch.get_num_threads(), deterministic=False):
+        encoder = _Encoder(model, options)
+        zscore = _saved_zscore(encoder) if _is_saved(options.zscore) else None  # refused before the work is done
+        blocks = list(encoder.blocks(_texts(source)))
+        if not blocks:
+            raise DataError(f"{source}: is empty; write one text a line" if _is_path(source) else "there are no texts")
+        vectors = _joined(blocks)
+        cut, encoder.cut = encoder.cut, Cut()
+        if options.zscore is not None and zscore is None:
+            zscore = _fitted_zscore(encoder, Path(options.zscore), source, vectors)
+    before, n_pairs = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
+    after, zscore_out = None, None
+    if zscore is not None:
+        vectors = zscore.apply(vectors)
+        after, _ = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
+    if target is not None:
+        if zscore is not None and not _is_saved(options.zscore):
+            zscore_out = f"{target}.zscore.npz"
+            _write(Path(zscore_out), zscore_bytes(zscore))
+        _write(target, _packed(vectors))
+    return Embeddings(
+        vectors=vectors,
+        pooling=options.pooling,
+        layer=encoder.layer,
+        cut=cut,
+        mean_cosine=before,
+        mean_cosine_zscored=after,
+        n_pairs=n_pairs,
+        zscore=zscore,
+        corpus_cut=encoder.cut,
+        out=None if out is None else str(out),
+        zscore_out=zscore_out,
+    )
+
+
+# -- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _is_path(source: object) -> bool:
+    return isinstance(source, str | Path)
+
+
+def _is_saved(zscore: str | Path | None) -> bool:
+    return zscore is not None and Path(zscore).suffix.lower() == ".npz"
+
+
+def _checked_options(options: EmbedOptions, source: object, out: str | Path | None) -> Path | None:
+    """The file to write; whatever cannot be meant is refused before a model is read for nothing."""
+    if options.pooling not in POOLINGS:
+        raise ConfigError(f"pooling '{options.pooling}' is unknown; give one of {', '.join(POOLINGS)}")
+    if options.batch_tokens < 1:
+        raise ConfigError(f"batch_tokens={options.batch_tokens}: must be at least 1")
+    accepted = f"accepted: {', '.join(SUFFIXES)}, each also with {' or '.join(PACKED)}"
+    if _is_path(source) and corpus_suffix(Path(str(source))) is None:
+        raise DataError(f"{source}: not a kind of file that embed reads; {accepted}")
+    if options.zscore is not None and not _is_saved(options.zscore) and corpus_suffix(Path(options.zscore)) is None:
+        raise DataError(f"{options.zscore}: no corpus to fit z-scores on; {accepted}; or the .npz of fitted ones")
+    for path in (source if _is_path(source) else None, options.zscore):
+        if path is not None and not Path(str(path)).is_file():
+            raise DataError(f"{path}: no such file")
+    if out is None:
+        return None
+    target, suffix = Path(out), ".npz" if options.pooling == "token" else ".npy"
+    if target.suffix.lower() != suffix:
+        raise ConfigError(f"{out}: the name must end in {suffix} with pooling {options.pooling}")
+    if target.is_dir():
+        raise ConfigError(f"{out}: is a folder; give the name of a file")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {target.parent}; make it first")
+    if options.zscore is not None and target.exists() and target.samefile(options.zscore):
+        raise ConfigError(f"{out}: holds the z-scores that are asked for; give another name")
+    return target
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------
+
+
+class Text(NamedTuple):
+    """A text and where it stands, for what is said of it."""
+
+    where: str
+    text: str
+
+
+def _texts(source: str | Path | Sequence[str]) -> Iterator[Text]:
+    """The texts in order; an empty one is an error, since rows are to match lines."""
+    read = _lines(Path(source)) if isinstance(source, str | Path) else _listed(source)
+    for where, text in read:
+        if not text.strip():
+            raise DataError(f"{where}: is empty, and each line becomes a row; remove the line or write a text")
+        yield Text(where, text)
+
+
+def _listed(texts: Sequence[str]) -> Iterator[Text]:
+    return (Text(f"text {number}", text) for number, text in enumerate(texts, 1))
+
+
+def _lines(path: Path) -> Iterator[Text]:
+    as_json = corpus_suffix(path) == ".jsonl"
+    with open_packed(path) as file:
+        for number, data in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                line = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError as error:
+                fault = f"byte {error.start} of the line (0x{data[error.start]:02x}) is not UTF-8"
+                raise DataError(f"{where}: {fault}; convert the file to UTF-8") from error
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            yield Text(where, _json_text(line, where) if as_json and line.strip() else line)
+
+
+def _json_text(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(f"{where}: expected an object with a string 'text'")
+    return str(row["text"])
+
+
+# -- vectors ---------------------------------------------------------------------------------------------------------
+
+
+class _Encoder:
+    """A model as it was asked for; adds up in `cut` what it cuts."""
+
+    def __init__(self, model: LanguageModel | str | Path, options: EmbedOptions) -> None:
+        if isinstance(model, str | Path):
+            name = str(model)
+            model = load_model(model, device=resolve_device(options.device), dtype=torch.float32)
+        else:
+            name = "the model"
+            if options.device != "auto":
+                raise ConfigError("device is for a model that is read from a folder; move the object yourself")
+        self.name, self.model, self.options, self.cut = name, model, options, Cut()
+        self.context = model.config.max_seq_len
+        depth = model.config.n_layers
+        layer = depth if options.layer is None else options.layer
+        if not -depth - 1 <= layer <= depth:
+            raise ConfigError(
+                f"layer {layer}: {name} has layers 0 (the embeddings) to {depth}; from the end, -1 to {-depth - 1}"
+            )
+        self.layer = layer % (depth + 1)
+        self.before, self.after = self._frame()
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special ids before and after a text."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise ModelError(f"{self.name}: has no tokenizer, so it cannot read a text; add its files")
+        if isinstance(self.model, BERT):
+            if tokenizer.cls_id is None or tokenizer.sep_id is None:
+                raise ModelError(
+                    f"{self.name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; "
+                    "add the tokenizer it was trained with"
+                )
+            return [tokenizer.cls_id], [tokenizer.sep_id]
+        if self.options.pooling == "cls":
+            raise ConfigError(
+                f"pooling cls: {self.name} is a GPT, whose first token sees nothing of the text; use mean or token"
+            )
+        return [] if tokenizer.bos_id is None else [tokenizer.bos_id], []
+
+    def blocks(self, texts: Iterator[Text]) -> Iterator[list[np.ndarray]]:
+        """The vectors (D,), or states (T, D), of the texts in order, a block of texts at a time."""
+        with evaluating(self.model):
+            while chunk := list(islice(texts, _CHUNK)):
+                rows = self._rows(chunk)
+                found: dict[int, np.ndarray] = {}
+                for batch in _batches([len(row) for row in rows], self.options.batch_tokens):
+                    found |= zip(batch, self._pooled([rows[at] for at in batch]), strict=True)
+                for at, one in found.items():
+                    if not np.isfinite(one).all():
+                        raise ModelError(
+                            f"{chunk[at].where}: its states in {self.name} are not finite; mend the weights"
+                        )
+                yield [found[at] for at in range(len(chunk))]
+
+    def _rows(self, chunk: list[Text]) -> list[np.ndarray]:
+        """The ids of each text with the special ones around them, cut to the context where that is allowed."""
+        try:
+            encoded = self.model.tokenizer.encode_batch([one.text for one in chunk], threads=torch.get_num_threads())
+        except DataError:
+            for where, text in chunk:  # which of them it was
+                try:
+                    self.model.tokenizer.encode(text)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from error
+            raise
+        rows, n_special = [], len(self.before) + len(self.after)
+        for (where, _), ids in zip(chunk, encoded, strict=True):
+            over = len(ids) + n_special - self.context
+            if over > 0:
+                if not self.options.truncate:
+                    special = f" with {n_special} special ones" * (n_special > 0)
+                    raise DataError(
+                        f"{where}: has {len(ids) + n_special:,} tokens{special}, the model's context holds "
+                        f"{self.context:,} (max_seq_len); split the text, or cut it with --truncate"
+                    )
+                ids = ids[: len(ids) - over]
+                self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
+            row = np.concatenate([self.before, ids, self.after]).astype(np.int64)
+            if not len(row):
+                raise DataError(f"{where}: the tokenizer finds no token in it; remove the line")
+            rows.append(row)
+        return rows
+
+    @torch.inference_mode()
+    def _pooled(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        device = self.model.transformer.tokens.weight.device
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, T)
+        tokens = pad_rows(rows, 0).to(device)  # what stands at padding is seen by nothing
+        hidden: Tensor = self.model.transformer(tokens, mask=mask, n_layers=self.layer).float()  # (B, T, D)
+        if self.options.pooling == "cls":
+            return list(hidden[:, 0].cpu().numpy())
+        if self.options.pooling == "mean":
+            sums = hidden.masked_fill(~mask[..., None], 0).sum(dim=1)  # (B, D)
+            return list((sums / lengths[:, None]).cpu().numpy())
+        first, last = len(self.before), len(self.after)
+        states = hidden.cpu().numpy()
+        return [one[first : len(row) - last].copy() for one, row in zip(states, rows, strict=True)]
+
+    def about(self) -> dict[str, object]:
+        """What z-scores belong to. The hash is of the core's weights in fp32, whatever file they came from."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.transformer.state_dict().items()):
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        return {"model_sha256": digest.hexdigest(), "layer": self.layer, "pooling": self.options.pooling}
+
+
+def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of rows of like length, longest first, in batches of at most `budget` tokens or of one row."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _joined(blocks: list[list[np.ndarray]]) -> Vectors:
+    """All vectors in order; empties `blocks`, so that little is held twice."""
+    if blocks[0][0].ndim == 2:
+        return [one for block in blocks for one in block]
+    stacked = np.empty((sum(map(len, blocks)), len(blocks[0][0])), np.float32)
+    start = 0
+    while blocks:
+        block = blocks.pop(0)
+        stacked[start : start + len(block)] = block
+        start += len(block)
+    return stacked
+
+
+def _saved_zscore(encoder: _Encoder) -> ZScore:
+    return read_zscore(Path(str(encoder.options.zscore)), encoder.model.config.dim, **encoder.about())
+
+
+def _fitted_zscore(encoder: _Encoder, corpus: Path, source: object, vectors: Vectors) -> ZScore:
+    if isinstance(source, str | Path) and corpus.samefile(source):
+        return fit_zscore(([one] for one in vectors), corpus, **encoder.about())
+    return fit_zscore(encoder.blocks(_texts(corpus)), corpus, **encoder.about())
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _packed(vectors: Vectors) -> bytes:
+    """A .npy of one row a text, or a .npz of one array a text, numbered from 1."""
+    if isinstance(vectors, list):
+        return npz_bytes({f"line-{number:07}": one for number, one in enumerate(vectors, 1)})
+    file = io.BytesIO()
+    np.save(file, vectors, allow_pickle=False)
+    return file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another place") from error

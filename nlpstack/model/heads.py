@@ -1,0 +1,42 @@
+"""What stands on a BERT's hidden states: the guess of hidden tokens, and one vector of the whole input."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlpstack.model.transformer import TransformerConfig, activate, make_norm
+
+Head = Literal["mlm", "pooler", "nsp"]
+HEADS: tuple[Head, ...] = ("mlm", "pooler", "nsp")  # of pretraining (Devlin et al. 2019, section 3.1)
+
+
+class MaskedLMHead(nn.Module):
+    """Hidden states to what the unembedding is multiplied with; the logits are that product plus `bias`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.norm = make_norm(config)
+        self.decoder = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.bias else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        activation = "gelu" if self.activation == "swiglu" else self.activation  # nothing is gated here
+        transformed: Tensor = self.norm(activate(self.dense(hidden), activation))
+        return transformed
+
+
+class Pooler(nn.Module):
+    """The hidden state of [CLS], through a layer of its own: one vector of the whole input."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, D) -> (B, D)."""
+        return F.tanh(self.dense(hidden[:, 0]))

@@ -1,0 +1,219 @@
+"""Masked tokens and next sentences: the two losses of a BERT, their scores, and guesses to look at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlpstack.data.batch import IGNORE_INDEX, Batch
+from nlpstack.data.masked_rows import (
+    MaskedRows,
+    PackedRows,
+    PairRows,
+    RowFormat,
+    Stretches,
+    one_hidden_each,
+    single_row,
+    stack,
+)
+from nlpstack.data.shards import TokenShards
+from nlpstack.errors import ConfigError, ModelError
+from nlpstack.metrics.masked_lm import MaskedLMScores
+from nlpstack.model import BERT
+from nlpstack.model.heads import Head
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tokenizer import Tokenizer
+
+_SHOWN_TOKENS = 24  # of the text around a guess that is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBatch:
+    """What is scored together: examples with their hidden tokens, or one stretch's tokens, each hidden alone."""
+
+    batch: Batch
+    alone: bool
+
+    def to(self, device: torch.device) -> "ScoredBatch":
+        """The same with its tensors on another device."""
+        return replace(self, batch=self.batch.to(device))
+
+
+class MaskedLM:
+    """The task of a BERT's pretraining (Devlin et al. 2019, section 3.1), without next sentences RoBERTa's."""
+
+    name = "masked_lm"
+    target = "loss"
+    lower_is_better = True
+
+    def __init__(self, tokenizer: Tokenizer, config: TaskConfig, length: int, *, language: str = "en") -> None:
+        """`length` is that of a row, the model's context. ModelError if the tokenizer lacks a token that is needed."""
+        ids = {"[CLS]": tokenizer.cls_id, "[SEP]": tokenizer.sep_id, "[MASK]": tokenizer.mask_id}
+        if lacking := [name for name, token in ids.items() if token is None]:
+            raise ModelError(
+                f"the tokenizer has no {' and no '.join(lacking)} token, which a BERT's task needs; take one that has, "
+                "or train one with 'nlpstack tokenizer train'"
+            )
+        self.tokenizer, self.config = tokenizer, config
+        self.predicted_share = config.mask_share
+        self.loss_chunk = loss_chunk(tokenizer.vocab_size)
+        special = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+        special[sorted(tokenizer.special_ids)] = True
+        self.form = RowFormat(
+            cls_id=tokenizer.cls_id,  # type: ignore[arg-type]  # none is None, as seen above
+            sep_id=tokenizer.sep_id,  # type: ignore[arg-type]
+            mask_id=tokenizer.mask_id,  # type: ignore[arg-type]
+            pad_id=tokenizer.pad_id or 0,
+            random_ids=torch.nonzero(~special)[:, 0].numpy(),
+            word_ids=tokenizer.word_ids,
+            share=config.mask_share,
+            whole_words=config.whole_words,
+            length=length,
+        )
+        self.layout = DocumentLayout(language=language) if config.nsp else DocumentLayout(eos_id=tokenizer.sep_id)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that the task trains."""
+        return ("mlm", "pooler", "nsp") if self.config.nsp else ("mlm",)
+
+    def examples(self, shards: TokenShards, seed: int) -> MaskedRows:
+        """A split as training examples: pairs of texts or, without next sentences, packed rows."""
+        rows = PairRows(shards, self.form, seed) if self.config.nsp else PackedRows(shards, self.form, seed)
+        return MaskedRows(rows, self.form, seed)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
+        return masked_loss(model, batch, self.loss_chunk)
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[ScoredBatch]:
+        """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
+        rows = self.scored_rows(data, config)
+        n_rows, n_tokens = max(1, config.batch_tokens // self.form.length), 0
+        for start in range(0, len(rows.rows), n_rows):
+            if config.max_tokens and n_tokens >= config.max_tokens:
+                break
+            batch = rows.batch([(0, index) for index in range(start, min(start + n_rows, len(rows.rows)))])
+            n_tokens += batch.n_tokens
+            yield ScoredBatch(batch=batch, alone=False)
+        yield from self._alone(data, config, n_rows)
+
+    def scored_rows(self, data: TokenShards, config: EvalConfig) -> MaskedRows:
+        """What is scored of a split: the pairs of one epoch or, without next sentences, all of the text."""
+        rows = PairRows(data, self.form, config.seed) if self.config.nsp else Stretches(data, self.form)
+        return MaskedRows(rows, self.form, config.seed)
+
+    def _alone(self, data: TokenShards, config: EvalConfig, n_rows: int) -> Iterator[ScoredBatch]:
+        """Evenly spread stretches of text, of about `eval.pseudo_tokens` tokens in all."""
+        stretches = Stretches(data, self.form)
+        n_wanted = min(len(stretches), -(-config.pseudo_tokens // (self.form.length - 2)))
+        for number in range(n_wanted):
+            tokens = stretches.row(0, number * len(stretches) // n_wanted).tokens[1:-1]
+            copies = one_hidden_each(tokens, self.form)
+            n_done = 0
+            while group := list(islice(copies, n_rows)):
+                places = torch.arange(len(group)) * (self.form.length + 1) + n_done + 1  # row by row, one place on
+                labels = torch.from_numpy(tokens[n_done : n_done + len(group)])
+                n_done += len(group)
+                yield ScoredBatch(
+                    batch=replace(stack(group, self.form), labels={"mlm": labels}, places=places), alone=True
+                )
+
+    def metric(self) -> MaskedLMScores:
+        """Losses, accuracies and pseudo-perplexity, not filled yet."""
+        return MaskedLMScores()
+
+    def score(self, model: nn.Module, batch: ScoredBatch, metric: MaskedLMScores) -> None:
+        """Score a batch."""
+        assert isinstance(model, BERT)
+        assert model.mlm_head is not None
+        given = batch.batch
+        assert given.places is not None
+        hidden = model(given.tokens, mask=given.mask, segments=given.segments)
+        states = model.mlm_head(hidden.flatten(0, 1).index_select(0, given.places))
+        labels = given.labels["mlm"]
+        nll, hits = token_scores(states, model.unembedding, labels, self.loss_chunk, model.mlm_head.bias)
+        if batch.alone:
+            metric.add_stretch(nll.double().sum().item(), len(labels))
+            return
+        row = given.places // given.tokens.shape[1]
+        counted = labels != IGNORE_INDEX
+        n_rows = given.tokens.shape[0]
+        sums = _by_row(nll, row, n_rows), _by_row(counted, row, n_rows), _by_row(hits & counted, row, n_rows)
+        mlm = list(zip(*(part.tolist() for part in sums), strict=True))
+        nsp: Sequence[tuple[float, int, int]] = [(0.0, 0, 0)] * n_rows
+        if "nsp" in given.labels:
+            logits = model.nsp_logits(hidden).float()
+            losses = F.cross_entropy(logits, given.labels["nsp"], reduction="none").tolist()
+            right = (logits.argmax(dim=-1) == given.labels["nsp"]).tolist()
+            nsp = [(loss, 1, int(hit)) for loss, hit in zip(losses, right, strict=True)]
+        for tokens, following in zip(mlm, nsp, strict=True):
+            metric.update(tokens, following)
+
+    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+        """What was hidden and how, the context, tokenizer and dtype of the scores."""
+        if config.window or config.stride:
+            raise ConfigError("eval.window and eval.stride are of a GPT's perplexity; a BERT reads rows of its context")
+        return (
+            f"mask:{self.config.mask_share:g}|whole_words:{'yes' if self.config.whole_words else 'no'}"
+            f"|nsp:{'yes' if self.config.nsp else 'no'}|context:{self.form.length}"
+            f"|max_tokens:{config.max_tokens or 'all'}"
+            f"|pseudo_tokens:{config.pseudo_tokens}|mask_seed:{config.seed}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+        )
+
+    # -- to look at ------------------------------------------------------------------------------------------------
+
+    def prompts(self, data: TokenShards, n: int) -> list[list[int]]:
+        """`n` stretches of a few tokens from evenly spread places of a split."""
+        return [data.read(at, at + _SHOWN_TOKENS).tolist() for at in (len(data) * i // n for i in range(n))]
+
+    @torch.no_grad()
+    def write(self, model: nn.Module, prompts: list[list[int]]) -> list[dict[str, str]]:
+        """Each stretch with the token in its middle hidden, and what the model takes it for."""
+        assert isinstance(model, BERT)
+        training, device = model.training, model.unembedding.device
+        model.eval()
+        found = []
+        for ids in prompts:
+            middle = len(ids) // 2
+            row = single_row(torch.tensor(ids).numpy(), self.form)
+            row.tokens[middle + 1] = self.form.mask_id
+            hidden = model(torch.from_numpy(row.tokens)[None].to(device))
+            guess = int(model.mlm_logits(hidden[0, middle + 1]).argmax())
+            before, after = self.tokenizer.decode(ids[:middle]), self.tokenizer.decode(ids[middle + 1 :])
+            found.append(
+                {"prompt": f"{before}{self.tokenizer.mask_token}{after}", "text": self.tokenizer.decode([guess])}
+            )
+        model.train(training)
+        return found
+
+
+def masked_loss(model: nn.Module, batch: Batch, chunk: int) -> dict[str, Tensor]:
+    """Summed losses in nats, of the hidden tokens under "mlm", of the next sentences under "nsp" if there are any.
+
+    "mlm": the sum of -log softmax(Eh + b)[token] over the hidden places only, h being the head's state there, E the
+    unembedding; "nsp": the sum of -log softmax(W tanh(W'h + b') + b)[label] with the state h of [CLS]
+    (Devlin et al. 2019, section 3.1).
+    """
+    assert isinstance(model, BERT)
+    assert model.mlm_head is not None
+    assert batch.places is not None
+    hidden = model(batch.tokens, mask=batch.mask, segments=batch.segments)  # (B, T, D)
+    rows = model.mlm_head(hidden.flatten(0, 1).index_select(0, batch.places))  # (N, D)
+    bias = model.mlm_head.bias
+    terms = {"mlm": linear_cross_entropy(rows, model.unembedding, batch.labels["mlm"], chunk, bias)}
+    if "nsp" in batch.labels:
+        terms["nsp"] = F.cross_entropy(model.nsp_logits(hidden).float(), batch.labels["nsp"], reduction="sum")
+    return terms
+
+
+def _by_row(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """Sums of values (N,) by the row each belongs to: (B,), in fp64."""
+    sums = torch.zeros(n_rows, dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, row, values.double())

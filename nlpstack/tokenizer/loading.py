@@ -1,0 +1,46 @@
+"""Opening a tokenizer of any kind from where it stands."""
+
+from pathlib import Path
+
+from nlpstack.errors import ModelError
+from nlpstack.files import standing, verify_manifest
+from nlpstack.tokenizer.base import Tokenizer
+from nlpstack.tokenizer.published import JSON_FILE, VOCAB_FILE, PublishedTokenizer
+from nlpstack.tokenizer.sentencepiece import MODEL_FILE, ForeignModelError, SentencePieceTokenizer
+
+
+def load_tokenizer(path: Path, *, verify: bool = True) -> Tokenizer:
+    """The tokenizer of a tokenizer folder, a model folder, a run folder, or a .model file.
+
+    In a folder, tokenizer.model counts if nlpstack made it, else tokenizer.json, else vocab.txt. The folder's manifest,
+    if it has one, is checked first, unless the caller just did that (`verify=False`).
+    """
+    path = standing(Path(path))
+    if path.suffix == ".model" and not path.is_dir():
+        return _from_model_file(path)
+    inner = standing(path / "model")
+    here = any((path / name).is_file() for name in (MODEL_FILE, JSON_FILE, VOCAB_FILE))
+    folder = inner if inner.is_dir() and not here else path
+    if not folder.is_dir():
+        raise ModelError(f"{path}: is no folder; give a tokenizer, model or run folder, or a .model file")
+    if verify:
+        verify_manifest(folder, ModelError, "copy the folder again or write it again")
+    if not any((folder / name).is_file() for name in (JSON_FILE, VOCAB_FILE)):
+        return _from_model_file(folder / MODEL_FILE)
+    try:
+        if (folder / MODEL_FILE).is_file():
+            return _from_model_file(folder / MODEL_FILE)
+    except ForeignModelError:
+        pass  # Llama's folders hold its own SentencePiece model beside the tokenizer.json that says the same
+    return PublishedTokenizer(folder)
+
+
+def _from_model_file(file: Path) -> SentencePieceTokenizer:
+    try:
+        return SentencePieceTokenizer(file.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{file}: cannot be read ({error.strerror}); is this a tokenizer's or a model's folder?"
+        ) from error
+    except ModelError as error:
+        raise type(error)(f"{file}: {error}") from error

@@ -1,0 +1,217 @@
+"""Tokenizers that others published, read from their folders by Hugging Face's `tokenizers` library."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlpstack.errors import ModelError
+from nlpstack.files import read_json_object
+from nlpstack.tokenizer.base import utf8
+from nlpstack.tokenizer.layout import SPACE
+from nlpstack.tokenizer.words import WordMarks, check_ids, number_words, word_marks
+
+JSON_FILE, VOCAB_FILE = "tokenizer.json", "vocab.txt"
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+
+_ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
+# What their tokens are called where no file says it: in BERT; RoBERTa and Llama; GPT-2.
+_USUAL = "[PAD] <pad>", "[UNK] <unk>", "<s> <|endoftext|>", "</s> <|endoftext|>", "[CLS]", "[SEP]", "[MASK] <mask>"
+
+# GPT-2's characters for bytes: the printable ones stand for themselves, U+0100 and what follows it for the others.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
+_BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+_MEND = "copy the folder again"
+
+
+class PublishedTokenizer:
+    """The tokenizer.json or vocab.txt of a folder; a special token's spelling in a text is plain text."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a folder's files; raises ModelError if they make no tokenizer or the library is missing."""
+        names = (JSON_FILE, VOCAB_FILE, *_SETTINGS)
+        self._files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        file = folder / (JSON_FILE if JSON_FILE in self._files else VOCAB_FILE)
+        data = self._files[file.name]
+        said = [read_json_object(folder / name, ModelError) for name in _SETTINGS if name in self._files]
+        if file.name == JSON_FILE:
+            spec = json.loads(_library(file, data).to_str())  # with nothing left out
+            marked = {token["content"] for token in spec["added_tokens"] if token["special"]}
+            vocabulary = spec["model"]["vocab"]  # a table, or a unigram model's list of pairs with scores
+            pieces = list(vocabulary) if isinstance(vocabulary, dict) else [piece for piece, _ in vocabulary]
+            roles = _role_tokens(said, marked or pieces)
+        else:
+            pieces, marked = _lines(file, data), set[str]()
+            roles = _role_tokens(said, pieces)
+            spec = _wordpiece_spec(pieces, roles, said[0] if _SETTINGS[0] in self._files else {})
+        self.hash = hashlib.sha256(data + json.dumps([roles, spec["normalizer"]]).encode()).hexdigest()
+        special = marked.union(roles.values())
+        self._library = _library(file, json.dumps(_reserved(spec, special, self.hash)).encode())
+        self._library.no_truncation()
+        self._library.no_padding()
+        found = self._library.get_vocab(with_added_tokens=True)
+        ids: dict[str, int] = {piece.removesuffix(self.hash): token for piece, token in found.items()}
+        for role, spelling in roles.items():
+            if spelling not in ids:
+                where = " or ".join(_SETTINGS)
+                raise ModelError(f"{file}: lacks {spelling!r}, the folder's {role}_token; correct {where}")
+        by_role = [ids[roles[role]] if role in roles else None for role in _ROLES]
+        self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.cls_id, self.sep_id, self.mask_id = by_role
+        self.mask_token = roles.get("mask")
+        self.special_ids = frozenset(ids[spelling] for spelling in special)
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        self._pieces = [""] * self.vocab_size
+        for piece, token in ids.items():
+            self._pieces[token] = piece
+        self._read_style(file, spec, found)
+
+    def _read_style(self, file: Path, spec: dict[str, Any], plain: dict[str, int]) -> None:
+        """How pieces spell bytes and words; raises ModelError where that cannot be told, or text would be lost."""
+        model = spec["model"]
+        around = json.dumps([spec["normalizer"], spec["pre_tokenizer"], spec["decoder"]], ensure_ascii=False)
+        self._space, self._newline, self._inner = SPACE, "\n", ""
+        self._byte_of = _BYTE_PIECES if model.get("byte_fallback") else {}
+        if '"ByteLevel"' in around:
+            self._space, self._newline, self._byte_of = "\u0120", "\u010a", _BYTE_OF
+        elif SPACE not in around:
+            self._inner = model.get("continuing_subword_prefix") or ""
+            if not self._inner:
+                raise ModelError(f"{file}: its pieces do not mark where a word begins; use another model")
+        unknown = model["unk_id"] is not None if model["type"] == "Unigram" else model["unk_token"] in self._pieces
+        whole = model["type"] == "BPE" and self._byte_of and self._byte_of.keys() <= plain.keys()
+        if not unknown and not whole:
+            raise ModelError(f"{file}: lacks the token for what no piece spells (unk_token); {_MEND}")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without special ids but unk_id; raises DataError on a lone surrogate."""
+        utf8(text)
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int) -> list[np.ndarray]:
+        """The ids of each text as an int32 array; `threads` is unused, the library reads RAYON_NUM_THREADS."""
+        for text in texts:
+            utf8(text)
+        encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids as the library writes it; special ids give nothing."""
+        ids = list(ids)
+        check_ids(ids, self.vocab_size)
+        return str(self._library.decode([token for token in ids if token not in self.special_ids]))
+
+    def piece(self, token: int) -> str:
+        """How the vocabulary spells an id, its word mark included."""
+        return self._pieces[token]
+
+    def token_bytes(self, token: int) -> bytes:
+        """What an id contributes to the UTF-8 of a text: nothing for a special id, no space for BERT's pieces."""
+        return self._bytes[token]
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return [b"" if token in self.special_ids else self._spelled(piece) for token, piece in enumerate(self._pieces)]
+
+    def _spelled(self, piece: str) -> bytes:
+        units = [piece] if piece in _BYTE_PIECES else piece
+        if all(unit in self._byte_of for unit in units):
+            return bytes(self._byte_of[unit] for unit in units)
+        return (piece.removeprefix(self._inner) if self._inner else piece.replace(SPACE, " ")).encode()
+
+    def word_ids(self, ids: np.ndarray) -> np.ndarray:
+        """The number, from 0, of the word that each id belongs to; -1 at special ids."""
+        return number_words(ids, self._marks)
+
+    @cached_property
+    def _marks(self) -> WordMarks:
+        return word_marks(self._pieces, self.special_ids, self._space, self._newline, self._inner)
+
+    def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
+        """Write the files that were read, byte for byte, whatever `max_length` and `pairs` are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._files.items():
+            (folder / name).write_bytes(data)
+
+
+def _role_tokens(said: list[dict[str, Any]], known: Iterable[str]) -> dict[str, str]:
+    """The spelling of each role's token: as the folder's files say, else a usual one that is known."""
+    known = set(known)
+    found: dict[str, Any] = {}
+    for role, names in zip(_ROLES, _USUAL, strict=True):
+        usual = next((name for name in names.split() if name in known), None)
+        token = next(filter(None, (values.get(f"{role}_token") for values in said)), usual)
+        found[role] = token.get("content") if isinstance(token, dict) else token
+    if found["mask"] == "<mask>":  # RoBERTa's [CLS] and [SEP] begin and end a text
+        found |= {"cls": found["cls"] or found["bos"], "sep": found["sep"] or found["eos"]}
+    return {role: str(token) for role, token in found.items() if token}
+
+
+def _library(file: Path, data: bytes) -> Any:
+    """The library's tokenizer of a tokenizer.json."""
+    try:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_buffer(data)
+    except ImportError as error:
+        raise ModelError(f"{file}: opening it needs `tokenizers`; pip install 'nlpstack[hf]'") from error
+    except Exception as error:  # the library's errors have no type of their own
+        fault = " ".join(str(error).split())
+        raise ModelError(f"{file}: `tokenizers` refuses it ({fault}); {_MEND}, or upgrade `tokenizers`") from error
+
+
+def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str, Any]:
+    """The tokenizer.json with special tokens renamed to what no text holds, so that their spellings are plain text.
+
+    The library's own `encode_special_tokens` is not enough: unigram and whole-word models match the spellings too.
+    """
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, str):
+            return value + suffix if value in special else value
+        if isinstance(value, dict):
+            return {renamed(key): renamed(inner) for key, inner in value.items()}
+        return [renamed(inner) for inner in value] if isinstance(value, list) else value
+
+    if merges := spec["model"].get("merges"):
+        spec["model"]["merges"] = [pair for pair in merges if "".join(pair) not in special]
+    return dict(renamed(spec))
+
+
+def _lines(file: Path, data: bytes) -> list[str]:
+    """The pieces of a vocab.txt, one a line."""
+    try:
+        lines = data.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{file}: byte {error.start:,} is not UTF-8; {_MEND}") from error
+    if lines == [""]:
+        raise ModelError(f"{file}: holds no pieces; {_MEND}")
+    for piece, count in Counter(lines).items():
+        if count > 1:
+            raise ModelError(f"{file}:{lines.index(piece) + 1}: {piece!r} stands in the file {count} times; {_MEND}")
+    return lines
+
+
+def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer.json that BERT's vocab.txt and tokenizer_config.json stand for."""
+    lower, chinese = config.get("do_lower_case"), config.get("tokenize_chinese_chars")
+    if lower is None:
+        lower = all(piece == piece.lower() for piece in set(pieces).difference(roles.values()))
+    chinese = True if chinese is None else chinese
+    strip = config.get("strip_accents")  # null: as lower-casing
+    normalizer = {"clean_text": True, "handle_chinese_chars": chinese, "strip_accents": strip, "lowercase": lower}
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    model = {"unk_token": roles.get("unk", "[UNK]"), "continuing_subword_prefix": "##", "vocab": vocabulary}
+    return {
+        "added_tokens": [],
+        "normalizer": {"type": "BertNormalizer", **normalizer},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "max_input_chars_per_word": 100, **model},
+    }
