@@ -129,7 +129,7 @@ def test_a_sample_that_does_not_exist_has_a_nearest(tmp_path: Path) -> None:
         (["--set", "train.micro_batch=9"], ["train.micro_batch=9", "4 sequences of a step"]),
         (["--set", "train.seed=9223372036854775808"], ["--set", "seed=9223372036854775808", "below 2^63"]),
         (["--set", "data.val_share=1.5"], ["val_share=1.5", "below 1"]),
-        (["--set", "model.causal=false"], ["model.causal=false"]),
+        (["--set", "model.causal=false"], ["model.n_segments=0", "pairs of texts need 2, or task.nsp=false"]),
         (["--set", "model.max_seq_len=99999"], ["model.max_seq_len=99999", "longer than the data", "at most"]),
         (["--set", "tokenizer.vocab_size=99999"], ["tokenizer.vocab_size=99999", "at most", "more text"]),
         (["--set", "tokenizer.vocab_size=9"], ["tokenizer.vocab_size=9", "at least"]),

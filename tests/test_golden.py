@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-3
 CURVES = {
     "gpt": ("gpt", TINY),
+    "bert": ("bert", [*TINY, "data.documents=paragraphs"]),
     "llama": (
         "llama-mini",
         [v for v in TINY if "n_heads" not in v] + ["model.n_heads=4", "model.n_kv_heads=2", "model.ffn_dim=88"],

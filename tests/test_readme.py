@@ -28,8 +28,12 @@ SHORT = {
     "tokenizer.vocab_size": 400,
     "tokenizer.max_train_bytes": 50_000,
     "eval.max_tokens": 2000,
+    "eval.pseudo_tokens": 50,
     "eval.resamples": 20,
 }
+
+
+TEXTS = "We train a network.\nTo be, or not to be.\n"  # one a line
 
 
 def lines(block: str) -> list[str]:
@@ -38,8 +42,9 @@ def lines(block: str) -> list[str]:
 
 
 def as_typed(block: str, folder: Path) -> str:
-    """Run a block in a shell, in a folder where nlpstack is installed and my.txt stands; stdout comes back."""
+    """Run a block in a shell, in a folder with my.txt and texts.txt, where nlpstack is installed; stdout comes back."""
     shutil.copy(sample("shakespeare"), folder / "my.txt")
+    (folder / "texts.txt").write_text(TEXTS)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-e"], input=block, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
@@ -87,6 +92,7 @@ def test_pip_would_install_the_checkout():
 def test_the_commands_run_one_after_another_with_shortened_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.txt").write_text(sample("shakespeare").read_text(encoding="utf-8")[:300_000], encoding="utf-8")
+    (tmp_path / "texts.txt").write_text(TEXTS)
     for line in lines(COMMANDS):
         _, *words = shlex.split(line)
         if words[0] == "pretrain":

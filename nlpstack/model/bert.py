@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nlpstack.model.heads import HEADS, Head, MaskedLMHead, Pooler
 from nlpstack.model.meta import on_meta
+from nlpstack.model.neighbours import see_neighbours
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
 
@@ -35,7 +36,10 @@ class BERT(nn.Module):
         with on_meta():
             model = cls(config, tokenizer, heads=heads)
         model.to_empty(device="cpu")
-        init_weights(model, n_layers=config.n_layers, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        init_weights(model, n_layers=config.n_layers, generator=generator)
+        if config.positions == "learned" and config.dim >= 8:
+            see_neighbours(model.transformer, generator)
         return model
 
     @property

@@ -147,6 +147,10 @@ def check_task(run: Run) -> None:
             if name != key and getattr(task, name) != getattr(TaskConfig, name):
                 raise ConfigError(f"{setter}: {key}: of a BERT; a GPT (model.causal=true) has no such choice")
         return
+    for key in ("window", "stride"):
+        if value := getattr(run.config.eval, key):
+            source = origin.get(f"eval.{key}", run.name)
+            raise ConfigError(f"{source}: eval.{key}={value}: of a GPT; a BERT is scored in rows of its context")
     shortest = 5 if task.nsp else 3
     for key, wrong, cure in (
         ("n_segments", task.nsp and model.n_segments < 2, "pairs of texts need 2, or task.nsp=false"),

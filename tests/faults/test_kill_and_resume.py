@@ -1,12 +1,16 @@
 """A short form of `make torture`."""
 
 import pytest
+import torch
 
+from nlpstack.train.runtime import fast_bf16
 from tests.faults.kill_and_resume import torture
 
 
-@pytest.mark.parametrize(("recipe", "dtype"), [("gpt", "bf16"), ("bert", "fp32")])
-def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, dtype, tmp_path):
+@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
+    # Where bf16 is not multiplied in hardware it takes minutes: there it is left to the slow tests.
+    dtype = "bf16" if recipe == "gpt" and fast_bf16(torch.device("cpu")) else "fp32"
     places = torture(tmp_path, recipe=recipe, runs=1, dtype=dtype, compiled=False, seed=1)
     assert places["before"] + places["save"] + places["between"] == 2, "killed twice: at the start, then in a save"
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -344,20 +343,26 @@ def test_a_reader_always_finds_a_whole_model(folder: Path, in_one_step: bool, mo
     save_model(models[1], folder)
     known.add(weights_hash(folder))
 
+    enough = threading.Event()
+
     def save_often() -> None:
-        for number in range(50):
+        for number in range(5000):
             save_model(models[number % 2], folder)
-            time.sleep(0.01)
+            if enough.wait(0.01) and number >= 50:
+                break
 
     writer = threading.Thread(target=save_often)
     writer.start()
-    seen = []
-    while writer.is_alive():
-        seen.append(
-            torch.equal(load_model(folder.parent).transformer.tokens.weight, models[0].transformer.tokens.weight)
-        )
-        assert weights_hash(folder) in known
-    writer.join()
-    assert len(seen) >= 10
+    seen: list[bool] = []
+    try:
+        while writer.is_alive() and (len(seen) < 30 or set(seen) != {True, False}):
+            seen.append(
+                torch.equal(load_model(folder.parent).transformer.tokens.weight, models[0].transformer.tokens.weight)
+            )
+            assert weights_hash(folder) in known
+    finally:
+        enough.set()
+        writer.join()
+    assert len(seen) >= 30
     assert set(seen) == {True, False}
     assert os.listdir(folder.parent) == ["model"]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch
 from nlpstack.model import BERT, TransformerConfig
+from nlpstack.model.attention_weights import attention_weights
 from nlpstack.model.heads import HEADS
 from nlpstack.tasks.masked_lm import masked_loss
 
@@ -132,3 +133,23 @@ def test_heads_are_there_as_asked() -> None:
         assert named == set(heads)
     with pytest.raises(AssertionError):
         BERT(PUBLISHED, heads=("nsp",))
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 0), (8, 4), (2, 0)])
+def test_each_head_of_a_fresh_encoders_first_block_looks_at_a_neighbour(n_heads: int, n_kv_heads: int) -> None:
+    shape = replace(PUBLISHED, dim=64, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=48, n_segments=0)
+    model = BERT.create(shape, seed=3).eval()
+    weights = attention_weights(model.transformer, tokens(1, 48)[0])  # (L, H, T, T)
+    for head, distance in zip(range(n_heads), (-1, 1, -2, 2, -3, 3, -4, 4), strict=False):
+        by_distance = torch.stack([weights[0, head].diagonal(offset).mean() for offset in range(-8, 9)])
+        assert int(by_distance.argmax()) - 8 == distance
+        assert by_distance.max() > 0.3
+    assert weights[1].max() < 0.1, "the other blocks begin as ever"
+
+
+def test_places_and_tokens_begin_in_parts_of_the_width_of_their_own() -> None:
+    model = BERT.create(replace(PUBLISHED, dim=64), seed=3)
+    assert not model.transformer.tokens.weight[:, -16:].any()
+    assert not model.transformer.positions.weight[:, :-16].any()
+    assert model.transformer.tokens.weight[:, :-16].std().item() == pytest.approx(0.06, rel=0.05)
+    assert model.transformer.positions.weight[:, -16:].std().item() == pytest.approx(0.06, rel=0.2)
