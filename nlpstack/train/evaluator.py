@@ -12,6 +12,7 @@ def evaluate(
     model: nn.Module, task: Task, data: object, config: EvalConfig, *, device: torch.device, dtype: str
 ) -> dict[str, Score]:
     """Every score of a model on a task's data; the model is left in the mode it was in."""
+    signature = task.signature(model, config, dtype)  # first: it refuses what cannot be scored
     metric = task.metric()
     training = model.training
     model.eval()
@@ -21,5 +22,4 @@ def evaluate(
                 task.score(model, batch.to(device), metric)
     finally:
         model.train(training)
-    signature = task.signature(model, config, dtype)
     return metric.compute(signature, n_resamples=config.resamples, seed=config.seed)
