@@ -48,16 +48,19 @@ class Piece(NamedTuple):
     last: bool  # the document ends with this piece
 
 
-def find_splits(paths: Sequence[str]) -> dict[str, list[Path]]:
+def find_splits(
+    paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES, kind: str = "corpus"
+) -> dict[str, list[Path]]:
     """Files by split: {"train", and "val", "test" where there are any}, or {"all": ...} if no file is a split's.
 
-    A folder with a `train.*` file is a data folder; any other folder stands for all corpus files below it.
+    A folder with a `train.*` file is a data folder; any other folder stands for all files below it that end in one of
+    `suffixes`, packed or not. `kind` is what messages call such files.
     """
     if not paths:
         raise DataError("no data given; name it with --data FILE|DIR|GLOB|sample:NAME")
     splits: dict[str, list[Path]] = {}
     for text in paths:
-        for split, files in _expand(text).items():
+        for split, files in _expand(text, suffixes, kind).items():
             splits.setdefault(split, []).extend(files)
     if "all" in splits and "train" in splits:
         splits["train"].extend(splits.pop("all"))
@@ -66,43 +69,37 @@ def find_splits(paths: Sequence[str]) -> dict[str, list[Path]]:
     return splits
 
 
-def _expand(text: str) -> dict[str, list[Path]]:
+def _expand(text: str, suffixes: Sequence[str], kind: str) -> dict[str, list[Path]]:
+    accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
         named: dict[str, list[Path]] = {}
         for file in sorted(path.iterdir()):
             split = SPLIT_NAMES.get(file.name.partition(".")[0].lower())
-            if split and file.is_file() and corpus_suffix(file):
+            if split and file.is_file() and corpus_suffix(file, suffixes):
                 named.setdefault(split, []).append(file)
         if "train" in named:
             return named
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file)]
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file, suffixes)]
         if not files:
-            raise DataError(f"{path}: no corpus files in this folder; accepted: {_accepted()}")
+            raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
         return {"all": files}
-    if path.is_file():
-        if not corpus_suffix(path):
-            raise DataError(f"{path}: not a kind of corpus file nlpstack reads; accepted: {_accepted()}")
-        return {"all": [path]}
-    files = [file for name in sorted(glob.glob(text, recursive=True)) if (file := Path(name)).is_file()]
+    matches = [path] if path.is_file() else map(Path, sorted(glob.glob(text, recursive=True)))
+    files = [file for file in matches if file.is_file()]
     if not files:
         raise DataError(f"{text}: no such file or folder, and no file matches it")
     for file in files:
-        if not corpus_suffix(file):
-            raise DataError(f"{file}: not a kind of corpus file nlpstack reads; accepted: {_accepted()}")
+        if not corpus_suffix(file, suffixes):
+            raise DataError(f"{file}: not a kind of {kind} file nlpstack reads; {accepted}")
     return {"all": files}
 
 
-def _accepted() -> str:
-    return ", ".join(SUFFIXES) + f", each also with {' or '.join(PACKED)}"
-
-
-def corpus_suffix(path: Path) -> str | None:
-    """`.txt` or `.jsonl`, whether packed or not; None for anything else."""
+def corpus_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
+    """Which of `suffixes` the file's name ends in, whether packed or not; None for anything else."""
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
 
 
 @contextmanager
@@ -262,16 +259,11 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, note: Callable[[str], None]) -> Iterator[Piece]:
-    for number, line in enumerate(_jsonl_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f"{path}:{number}: expected an object with a string 'text'")
-        text = row["text"]
+    wanted = "an object with a string 'text'"
+    for number, row in json_rows(path, note, wanted):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise DataError(f"{path}:{number}: expected {wanted}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -280,6 +272,25 @@ def _read_jsonl(path: Path, note: Callable[[str], None]) -> Iterator[Piece]:
             note(f"{path}: has empty texts, which are left out (the first in line {number})")
             continue
         yield from _mark_last(_cut_text(text))
+
+
+def json_rows(
+    path: Path, note: Callable[[str], None], wanted: str = "a JSON object"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file and the numbers of their lines; blank lines are passed over.
+
+    `wanted` says in the error what a line should hold.
+    """
+    for number, line in enumerate(text_lines(path, note), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: expected {wanted}")
+        yield number, row
 
 
 def _cut_text(text: str) -> Iterator[str]:
@@ -294,14 +305,18 @@ def _cut_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _jsonl_lines(path: Path) -> Iterator[bytes]:
+def text_lines(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said."""
     offset = 0
     with open_packed(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, data in enumerate(file, 1):
             try:
-                line.decode("utf-8")
+                line = data.decode("utf-8")
             except UnicodeDecodeError as error:
                 at = offset + error.start
                 raise DataError(f"{path}:{number}: not UTF-8 at byte {at}; convert the file to UTF-8") from error
-            yield line
-            offset += len(line)
+            if number == 1 and line.startswith("\ufeff"):
+                note(f"{path}: begins with a byte-order mark, which is left out")
+                line = line[1:]
+            yield line.removesuffix("\n").removesuffix("\r")
+            offset += len(data)

@@ -1,0 +1,313 @@
+"""Labelled files to examples: texts with labels, words with tags, prompts with what should follow them."""
+
+import csv
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nlpstack.data.readers import corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.tags import to_iob2
+from nlpstack.errors import DataError
+from nlpstack.files import sha256_file
+
+SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
+    "classification": (".tsv", ".csv", ".jsonl"),
+    "ner": (".conll", ".bio", ".iob", ".iob2", ".txt", ".tsv", ".jsonl"),
+    "generation": (".jsonl",),
+}
+Note = Callable[[str], None]
+_Rows = list[tuple[str, dict[str, Any]]]  # where each stands, and its fields
+_Sentences = list[tuple[int, tuple[str, ...], tuple[str, ...]]]  # number of the first line, words, tags
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_KINDS = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", tuple: "list"}
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """A text, or a pair of texts, and its label: a class, a number, or any number of classes."""
+
+    where: str  # the file and the line, as in every example
+    text: str
+    text_b: str | None
+    label: str | float | tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedExample:
+    """The words of a sentence and their tags, in IOB2."""
+
+    where: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptExample:
+    """A prompt, the completion that is trained on, and the references that an answer is scored against."""
+
+    where: str
+    prompt: str
+    completion: str | None
+    references: tuple[str, ...]  # the completion, if a file gives none
+
+
+Example = TextExample | TaggedExample | PromptExample
+Splits = dict[str, list[Example]]
+
+
+def classes_of(example: Example) -> tuple[str, ...]:
+    """The classes of a text or the types of a sentence's entities, sorted, each once; a prompt has none."""
+    if isinstance(example, TaggedExample):
+        return tuple(sorted({tag[2:] for tag in example.tags or () if tag != "O"}))
+    label = example.label if isinstance(example, TextExample) else None
+    return (label,) if isinstance(label, str) else tuple(sorted(set(label))) if isinstance(label, tuple) else ()
+
+
+def read_texts(path: Path, note: Note, *, labelled: bool = True) -> list[TextExample]:
+    """The rows of a .tsv (no quoting: a `"` is itself), .csv or .jsonl file with `text`, or `text_a` and `text_b`.
+
+    Labels are lists of classes, or numbers (one at least with a point or an exponent), or else classes. `score`, always
+    a number, takes the place of a missing `label`. Without `labelled` a file may have neither.
+    """
+    is_json = corpus_suffix(path, [".jsonl"]) is not None
+    rows = [(f"{path}:{n}", row) for n, row in json_rows(path, note)] if is_json else _table(path, note, labelled)
+    if not rows:
+        return []
+    inputs, name = _fields(rows[0][0], list(rows[0][1]), labelled)
+    if name == "score":
+        note(f"{path}: has no 'label'; its 'score' is read as the label, a number")
+    texts = [(*(_field(where, row, field) for field in inputs), None) for where, row in rows]
+    labels = _labels(rows, name, is_json) if name else [None] * len(rows)
+    return [TextExample(row[0], text[0], text[1], label) for row, text, label in zip(rows, texts, labels, strict=True)]
+
+
+def _fields(where: str, found: Sequence[str], labelled: bool) -> tuple[tuple[str, ...], str]:
+    """The names of the inputs and of the label; of this none if there is none and need not be."""
+    inputs = ("text_a", "text_b") if {"text_a", "text_b"} <= set(found) else ("text",)
+    name = next((name for name in ("label", "score") if name in found), "label" if labelled else "")
+    for field in (*inputs, name) if name else inputs:
+        if found.count(field) != 1:
+            columns = f"{', '.join(map(repr, found)) or 'none':.200}"
+            raise DataError(
+                f"{where}: needs one '{field}', found {columns}; wanted: text (or text_a, text_b) and label"
+            )
+    return inputs, name
+
+
+def _table(path: Path, note: Note, labelled: bool) -> _Rows:
+    lines = (line + "\n" for line in text_lines(path, note))
+    is_tsv = corpus_suffix(path, [".tsv"])
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
+    header: list[str] = []
+    rows: _Rows = []
+    next_line = 1
+    try:
+        for fields in reader:
+            where, next_line = f"{path}:{next_line}", reader.line_num + 1
+            if fields and not header:
+                header = fields
+                _fields(where, header, labelled)
+            elif fields and len(fields) != len(header):
+                raise DataError(f"{where}: expected {len(header)} columns, as in the header, found {len(fields)}")
+            elif fields:
+                rows.append((where, dict(zip(header, fields, strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{path}:{next_line}: cannot be read as a row ({error})") from error
+    return rows
+
+
+def _labels(rows: _Rows, name: str, is_json: bool) -> list[Any]:
+    values: list[Any] = [row.get(name) for _, row in rows]
+    if not is_json and (name == "score" or any(not v.lstrip("+-").isdigit() and _NUMBER.fullmatch(v) for v in values)):
+        values = [float(value) if _NUMBER.fullmatch(value) else value for value in values]
+    for (where, row), value in zip(rows, values, strict=True):
+        kind, first = _KINDS.get(type(value)), _KINDS.get(type(values[0]))
+        if kind is None or not all(map(_is_text, {"string": [value], "list": value}.get(kind, []))):
+            wanted = "a class name, a number or a list of class names"
+        elif kind != first or (name == "score" and kind != "number"):
+            wanted = "a number" if name == "score" else f"a {first}, as before"
+        elif kind != "number" or math.isfinite(float(str(value))):  # float() of a large integer itself may fail
+            continue
+        else:
+            wanted = "finite"
+        found = f"found {row[name]!r:.60}" if name in row else "but is missing"
+        raise DataError(f"{where}: '{name}' must be {wanted}, {found}")
+    if name == "score" or float in map(type, values):
+        return [float(str(value)) for value in values]
+    return [tuple(v) if isinstance(v, list) else v if isinstance(v, str) else json.dumps(v) for v in values]
+
+
+def read_tagged(path: Path, note: Note, *, labelled: bool = True) -> list[TaggedExample]:
+    """The sentences of a CoNLL file, or the rows of a .jsonl with `tokens` and `tags`; the tags converted to IOB2.
+
+    In CoNLL a line is a word (first column) and its tag (last); tabs part columns or, in a line without one, spaces; a
+    blank line ends a sentence. Without `labelled` a file may have words only.
+    """
+    is_json = corpus_suffix(path, [".jsonl"]) is not None
+    found = _token_lists(path, note, labelled) if is_json else _sentences(path, note, labelled)
+    tags, scheme = to_iob2([row[2] for row in found], lambda i, j: f"{path}:{found[i][0] + (0 if is_json else j)}")
+    if scheme != "IOB2":
+        note(f"{path}: its tags are {scheme}; they are converted to IOB2")
+    return [TaggedExample(f"{path}:{row[0]}", row[1], iob2 or None) for row, iob2 in zip(found, tags, strict=True)]
+
+
+def _sentences(path: Path, note: Note, labelled: bool) -> _Sentences:
+    found: _Sentences = []
+    n_skipped = width = 0
+    for is_blank, lines in groupby(enumerate(text_lines(path, note), 1), key=lambda line: not line[1].strip()):
+        rows = [(n, line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))) for n, line in lines]
+        if is_blank or (len(rows) == 1 and rows[0][1][0] == "-DOCSTART-"):
+            n_skipped += not is_blank
+            continue
+        width = width or max(len(rows[0][1]), 2 if labelled else 1)
+        for number, row in rows:
+            if len(row) != width or not row[0].strip():
+                wanted = {1: "one word", 2: "'word<TAB>tag'"}.get(width, f"'word<TAB>tag' in {width} columns")
+                raise DataError(f"{path}:{number}: expected {wanted}, got {', '.join(map(repr, row)):.80}")
+        tags = tuple(row[-1] for _, row in rows) if width > 1 else ()
+        found.append((rows[0][0], tuple(row[0] for _, row in rows), tags))
+    if n_skipped:
+        note(f"{path}: {n_skipped:,} -DOCSTART- lines are skipped")
+    return found
+
+
+def _token_lists(path: Path, note: Note, labelled: bool) -> _Sentences:
+    found: _Sentences = []
+    for number, row in json_rows(path, note):
+        where = f"{path}:{number}"
+        has_tags = bool(found[0][2]) if found else labelled or "tags" in row
+        words, tags = _field(where, row, "tokens", many=True), _field(where, row, "tags", many=True) if has_tags else ()
+        if has_tags and len(words) != len(tags):
+            raise DataError(f"{where}: {len(words)} tokens, but {len(tags)} tags; each token needs one")
+        found.append((number, words, tags))
+    return found
+
+
+def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[PromptExample]:
+    """The rows of a .jsonl with `prompt` (or `source`) and `completion` (or `target`), `references` (a list) or both.
+
+    Of `messages` (`role`, `content`) the last, the assistant's, is the completion; the prompt is a line `role: content`
+    for each before, then `assistant:`. Without `labelled` a row may be a prompt alone.
+    """
+    found = []
+    for number, row in json_rows(path, note):
+        where = f"{path}:{number}"
+        if "messages" in row:
+            row |= _unrolled(where, row["messages"], labelled)
+        prompt = _field(where, row, "source" if "source" in row and "prompt" not in row else "prompt")
+        name = next((name for name in ("completion", "target") if name in row), None)
+        given = "references" in row
+        if labelled and not name and not given:
+            raise DataError(f"{where}: needs 'completion' (or 'target'), 'references' or 'messages'")
+        completion = _field(where, row, name) if name else None
+        references = _field(where, row, "references", many=True) if given else (completion,) if completion else ()
+        found.append(PromptExample(where, prompt, completion, references))
+    return found
+
+
+def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, str]:
+    turns = messages if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages) else []
+    texts = [(_field(where, turn, "role"), _field(where, turn, "content")) for turn in turns]
+    answer = [content for role, content in texts[-1:] if role == "assistant"]
+    before = texts[: len(texts) - len(answer)]
+    if not before or (labelled and not answer):
+        raise DataError(f"{where}: 'messages' must be a list of objects, the last the assistant's, others before it")
+    prompt = "\n".join([*(f"{role}: {content}" for role, content in before), "assistant:"])
+    return {"prompt": prompt, **({"completion": answer[0]} if answer else {})}
+
+
+def _field(where: str, row: dict[str, Any], name: str, *, many: bool = False) -> Any:
+    """A field that is a text, or of `many` texts a tuple."""
+    texts = row.get(name) if many else [row.get(name)]
+    if isinstance(texts, list) and texts and all(map(_is_text, texts)):
+        return tuple(texts) if many else texts[0]
+    wanted = "list of texts, none of them empty or" if many else "text, neither empty nor"
+    found = f"found {row[name]!r:.60}" if name in row else "but is missing"
+    raise DataError(f"{where}: '{name}' must be a {wanted} with lone surrogates, {found}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
+
+
+_READERS = {"classification": read_texts, "ner": read_tagged, "generation": read_prompts}
+
+
+def labelled_splits(paths: Sequence[str], task: str) -> dict[str, list[Path]]:
+    """The files of a task by split: train, val and test as far as there are any, or "all" if no file is a split's."""
+    return find_splits(paths, SUFFIXES_OF[task], task)
+
+
+def read_labelled(files: Mapping[str, Sequence[Path]], task: str, note: Note, *, labelled: bool = True) -> Splits:
+    """The examples of each split, file after file; each file must hold some, and all must be labelled alike."""
+    splits: Splits = {}
+    kinds: dict[str, None] = {}
+    for split, path in ((split, path) for split, paths in files.items() for path in paths):
+        found: Any = _READERS[task](path, note, labelled=labelled)
+        if not found:
+            raise DataError(f"{path}: holds no examples; leave it out or give one with some")
+        kinds[_kind(found[0])] = None
+        if len(kinds) > 1:
+            raise DataError(f"{found[0].where}: has {' where the files before have '.join(reversed(kinds))}")
+        splits.setdefault(split, []).extend(found)
+    return splits
+
+
+def _kind(example: Example) -> str:
+    if not isinstance(example, TextExample):
+        return "tags" if isinstance(example, TaggedExample) and example.tags else "no tags"
+    return f"{'single' if example.text_b is None else 'paired'} texts, {_KINDS.get(type(example.label), 'no')} labels"
+
+
+def load_labelled(paths: Sequence[str], task: str, *, val_share: float, seed: int, note: Note) -> Splits:
+    """The splits of a data set: train and val, and test where there is one. Says what was cut and what is double.
+
+    Without a validation split, `val_share` of the training examples is drawn for it, evenly over their labels.
+    """
+    splits = read_labelled(labelled_splits(paths, task), task, note)
+    splits = {name.replace("all", "train"): examples for name, examples in splits.items()}
+    if "val" not in splits:
+        splits |= _cut_val(splits["train"], val_share, seed, note)
+    inputs_of = attrgetter(*{"classification": ("text", "text_b"), "ner": ("words",)}.get(task, ("prompt",)))
+    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        known = set(map(inputs_of, splits[other]))
+        if double := sum(inputs_of(example) in known for example in splits.get(name, [])):
+            where = "training" if other == "train" else "validation"
+            note(f"{double:,} of {len(splits[name]):,} {name} examples also stand in the {where} data")
+    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+
+
+def _cut_val(examples: list[Example], share: float, seed: int, note: Note) -> Splits:
+    """Train and val: examples drawn evenly over the order of their labels, each class keeping one in train."""
+    n, classes = len(examples), [classes_of(example) for example in examples]
+    n_val = min(max(round(n * share), 1), n - 1)
+    labels = [getattr(example, "label", None) for example in examples]
+    drawn = np.random.default_rng(seed).permutation(n).tolist()
+    order = sorted(drawn, key=lambda i: labels[i] if isinstance(labels[i], float) else classes[i])
+    left = Counter(chain.from_iterable(classes))
+    val: set[int] = set()
+    # A second round takes what the first passed over to leave each class its last example.
+    for place, i in [*enumerate(order, 1), *((n, i) for i in order)]:
+        if i not in val and len(val) < round(place * n_val / n) and all(left[name] > 1 for name in classes[i]):
+            val.add(i)
+            left.subtract(classes[i])
+    if not val:
+        raise DataError(f"{examples[0].where}: too few examples to cut a validation part from; give a validation split")
+    note(f"no validation split: {len(val):,} of {n:,} examples, drawn evenly over labels (seed {seed}), are held out")
+    return {"train": [examples[i] for i in range(n) if i not in val], "val": [examples[i] for i in sorted(val)]}
+
+
+def split_key(files: Sequence[Path]) -> str:
+    """A hash of the bytes of a split's files, in their order."""
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
