@@ -17,10 +17,12 @@ import torch
 from nlpstack import __version__
 from nlpstack.config import near
 from nlpstack.data.corpus import load_corpus
+from nlpstack.data.loader import Shuffled
 from nlpstack.errors import ConfigError
 from nlpstack.files import fsync_path
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices
+from nlpstack.memory import MemoryEstimate, current_memory, estimate_memory, kv_cache_bytes
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
 from nlpstack.model.heads import HEADS
@@ -30,7 +32,7 @@ from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
 from nlpstack.tokenizer.layout import N_FIXED
 from nlpstack.train import runtime
-from nlpstack.train.memory import MemoryEstimate, current_memory, estimate_memory, flops_per_token, kv_cache_bytes
+from nlpstack.train.flops import flops_per_token
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
 from nlpstack.train.runtime import Choices
 
@@ -179,7 +181,8 @@ def _training(model: LanguageModel, config: RunConfig | None, choices: Choices |
         threads=train.threads or torch.get_num_threads(), deterministic=train.deterministic or device.type == "cpu"
     ):
         if choices is None:
-            choices = make_choices(config, model, batch_size, n_examples=0, note=note)
+            order = Shuffled(0, batch_size=batch_size, seed=train.seed)
+            choices = make_choices(config, model, order, seq_len=model.config.max_seq_len, note=note)
         held = current_memory() - sum(p.nbytes for p in model.parameters() if p.device.type == "cpu")
         estimate = estimate_memory(model, config, choices, batch_size=batch_size, process=held)
     made = {name: getattr(choices, name) for name in ("device", "dtype", "attention", "compile", "threads")}

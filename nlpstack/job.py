@@ -15,11 +15,12 @@ from torch import nn
 
 from nlpstack import __version__
 from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Example, Loader
-from nlpstack.errors import CheckpointError, ConfigError
+from nlpstack.data.loader import Bucketed, Example, Loader, Order
+from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
 from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.memory import MemoryEstimate, current_memory, describe_memory, estimate_memory
 from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
@@ -27,10 +28,9 @@ from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
-from nlpstack.train.memory import MemoryEstimate, current_memory, describe_memory, estimate_memory
 from nlpstack.train.run import Run, RunConfig, RunFolder, describe_choices
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
-from nlpstack.train.trainer import Trainer
+from nlpstack.train.trainer import Trainer, frozen_hash
 
 _RECORDED_VERSIONS = ("torch", "numpy", "sentencepiece", "safetensors")
 
@@ -71,12 +71,13 @@ class Material:
 
     model: LanguageModel
     task: Task
-    n_examples: int  # of the training split
+    order: Order  # of the training examples
     collate: Callable[[list[Example]], Batch]
-    seq_len: int  # tokens an example has at most
+    seq_len: int  # tokens an example has, at most or on average
     val: object  # what `evaluate` scores
     first_loss: float | None  # nats; what fresh weights should give
     write_samples: Callable[[], list[dict[str, str]]]  # texts to look at, made at each validation
+    keep_best: bool = False  # the model is that of the best validation, not of the last step
     baselines: Callable[[], dict[str, dict[str, float]]] = dict  # name -> scores of guessing, beside the final ones
     hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
     facts: dict[str, str] = field(default_factory=dict)  # for the model card
@@ -130,10 +131,10 @@ class Job:
             material = self.prepare(self.folder.path, threads, say)
             trainer = self._trainer(material, None)
             say(f"shape: {self.config.model}")
-            say(describe_memory(self._memory(material.model, trainer.choices, trainer.loader.batch_size)))
+            say(describe_memory(self._memory(material.model, trainer.choices, material.order.batch_size)))
             minutes = self.config.train.minutes
             steps = f"{trainer.choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
-            say(f"steps: {steps} of {trainer.loader.batch_size} sequences; {describe_choices(trainer.choices)}")
+            say(f"steps: {steps} of at most {material.order.batch_size} sequences; {describe_choices(trainer.choices)}")
             batch = trainer.loader.micro_batches(0)[0]
             say(f"first batch: {tuple(batch.tokens.shape)}, {batch.n_targets}, {batch.tokens[0, :16].tolist()}...")
             trainer.choices = replace(trainer.choices, steps=max(1, trainer.choices.steps))
@@ -168,9 +169,8 @@ class Job:
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config.train
-        batch_size = config.sequences(material.seq_len)
         choices = kept or make_choices(
-            self.config, material.model, batch_size, n_examples=material.n_examples, note=self.reporter.say
+            self.config, material.model, material.order, seq_len=material.seq_len, note=self.reporter.say
         )
         material.task.loss_chunk = choices.loss_chunk
         device = torch.device(choices.device)
@@ -187,13 +187,7 @@ class Job:
         return Trainer(
             model=model,
             task=material.task,
-            loader=Loader(
-                material.n_examples,
-                material.collate,
-                batch_size=batch_size,
-                micro_batch=choices.micro_batch,
-                seed=config.seed,
-            ),
+            loader=Loader(material.order, material.collate, micro_batch=choices.micro_batch),
             config=config,
             optim=self.config.optim,
             choices=choices,
@@ -204,6 +198,14 @@ class Job:
             expected_first_loss=material.first_loss,
             stop=self.options.stop,
         )
+
+    def _check_frozen(self, trainer: Trainer) -> None:
+        """Hold the weights that do not train to what they were at the start."""
+        if trainer.frozen_hash != (now := frozen_hash(trainer.model)):
+            raise TrainingError(f"weights that do not train have changed (SHA-256 {now}); this is a fault of nlpstack")
+        n_frozen = sum(not parameter.requires_grad for parameter in trainer.model.parameters())
+        if n_frozen:
+            self.reporter.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
 
     def _fit_minutes(self, trainer: Trainer, seconds_left: float) -> None:
         """Turn train.minutes into steps, once, from the time a few steps take."""
@@ -279,8 +281,9 @@ class Job:
 
     def _finish(self, trainer: Trainer, material: Material) -> RunResult:
         """Write the model (with early stopping the best, else the last) and its scores, with intervals."""
-        if self.config.train.patience:
+        if self.config.train.patience or material.keep_best:
             trainer.take_best()
+        self._check_frozen(trainer)
         self._write_model(trainer, material)
         state, task = trainer.state, trainer.task
         scores = evaluate(
@@ -343,21 +346,24 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def make_choices(
-    config: RunConfig, model: LanguageModel, batch_size: int, *, n_examples: int, note: Callable[[str], None]
+    config: RunConfig, model: LanguageModel, order: Order, *, seq_len: int, note: Callable[[str], None]
 ) -> Choices:
     """Settle everything that changes arithmetic, by fixed rules of hardware, versions, shapes and run length."""
     train = config.train
     device = runtime.resolve_device(train.device)
     exact = config.optim.full_batch and train.dtype == "auto"  # its line searches compare losses
     dtype = "fp32" if exact else runtime.resolve_dtype(train.dtype, device)
-    if train.micro_batch > batch_size:
-        raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {batch_size} sequences of a step")
-    steps = train.steps or math.ceil((train.epochs or 0) * n_examples / batch_size)
+    if train.micro_batch > order.batch_size:
+        raise ConfigError(
+            f"train.micro_batch={train.micro_batch} is more than the {order.batch_size} sequences of a step"
+        )
+    steps = train.steps or order.n_steps(train.epochs or 0)
     seconds = (train.minutes or 0) * 60
     if not seconds:
-        flops = 6.0 * count_parameters(model) * steps * batch_size * model.config.max_seq_len * config.optim.evaluations
+        flops = 6.0 * count_parameters(model) * steps * order.batch_size * seq_len * config.optim.evaluations
         seconds = runtime.usual_seconds(device.type, dtype, flops)
-    wanted = runtime.compile_pays(device.type, seconds) if train.compile == "auto" else train.compile
+    pays = not isinstance(order, Bucketed) and runtime.compile_pays(device.type, seconds)  # shapes that do not change
+    wanted = pays if train.compile == "auto" else train.compile
     if wanted and not runtime.can_compile(device.type):
         note("torch.compile: no compiler on this machine, so the run is eager")
         wanted = False
@@ -367,7 +373,7 @@ def make_choices(
         dtype=dtype,
         compile=wanted,
         threads=torch.get_num_threads(),
-        micro_batch=train.micro_batch or batch_size,
+        micro_batch=train.micro_batch or order.batch_size,
         attention=faster_in_training(device.type),
         loss_chunk=loss_chunk(model.config.vocab_size),
         deterministic=torch.are_deterministic_algorithms_enabled(),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nlpstack.baselines import masked_token_baselines
 from nlpstack.data.corpus import load_corpus
+from nlpstack.data.loader import Shuffled
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, ModelError
@@ -108,7 +109,7 @@ def _causal_material(run: Run, start: LanguageModel | None, tokenizer: Tokenizer
     return Material(
         model=model,
         task=task,
-        n_examples=len(blocks),
+        order=Shuffled(len(blocks), batch_size=config.train.sequences(shape.max_seq_len), seed=config.train.seed),
         collate=blocks.batch,
         seq_len=shape.max_seq_len,
         val=parts["val"],
@@ -136,7 +137,7 @@ def _masked_material(
     return Material(
         model=model,
         task=task,
-        n_examples=len(rows.rows),
+        order=Shuffled(len(rows.rows), batch_size=config.train.sequences(shape.max_seq_len), seed=config.train.seed),
         collate=rows.batch,
         seq_len=shape.max_seq_len,
         val=parts["val"],

@@ -8,6 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 import pytest
 import torch
 
+from tests.handmade import make_shards
+
+__all__ = ["make_shards"]  # a fixture
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 
 from nlpstack import attention as module
 from nlpstack import report
-from nlpstack.attention import attention
+from nlpstack.attention import attention, attention_weights
 from nlpstack.errors import NlpstackError
 from nlpstack.hub import load_model, save_model
 from nlpstack.model import GPT, TransformerConfig
-from nlpstack.model.attention_weights import attention_weights
 from nlpstack.report import AttentionPattern, attention_page, attention_picture, token_label
 from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
 from tests.tiny import nlpstack

@@ -8,9 +8,7 @@ import torch
 
 from nlpstack.baselines import masked_token_baselines
 from nlpstack.data.batch import IGNORE_INDEX, Batch
-from tests.data.conftest import FIRST, MakeShards, make_shards
-
-__all__ = ["make_shards"]  # the fixture
+from tests.handmade import FIRST, MakeShards
 
 MASK = 1
 

@@ -1,35 +1,48 @@
 """The order of examples: a pure function of (seed, epoch, index), the same for any resume."""
 
-from collections.abc import Callable, Iterator
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Protocol
 
 import numpy as np
 
 from nlpstack.data.batch import Batch
 
 Example = tuple[int, int]  # (epoch, index within it)
+_POOL = 50  # batches whose examples are sorted by length together
 
 
-class Loader:
-    """Batches of step after step; where an epoch ends inside a batch, the next one begins in it."""
+class Order(Protocol):
+    """Which examples each step trains on."""
 
-    def __init__(
-        self,
-        n_examples: int,
-        collate: Callable[[list[Example]], Batch],
-        *,
-        batch_size: int,
-        micro_batch: int,
-        seed: int,
-    ) -> None:
-        self.n_examples, self.collate, self.seed = n_examples, collate, seed
-        self.batch_size, self.micro_batch = batch_size, micro_batch
+    n_examples: int
+    batch_size: int  # of a step, at most
+
+    def step(self, step: int) -> list[Example]:
+        """The examples of step `step` (from 0)."""
+
+    def n_steps(self, epochs: float) -> int:
+        """Steps that so many epochs take."""
+
+
+class Shuffled:
+    """Batches of equal size; where an epoch ends inside a batch, the next one begins in it."""
+
+    def __init__(self, n_examples: int, *, batch_size: int, seed: int) -> None:
+        self.n_examples, self.batch_size, self.seed = n_examples, batch_size, seed
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))  # the epoch last asked for
 
-    def examples(self, step: int) -> list[Example]:
-        """Which examples step `step` (from 0) trains on."""
+    def step(self, step: int) -> list[Example]:
+        """The examples of step `step` (from 0)."""
         start = step * self.batch_size
         return [self._example(number) for number in range(start, start + self.batch_size)]
+
+    def n_steps(self, epochs: float) -> int:
+        """Steps that so many epochs take."""
+        return math.ceil(epochs * self.n_examples / self.batch_size)
 
     def _example(self, number: int) -> Example:
         epoch, place = divmod(number, self.n_examples)
@@ -39,9 +52,74 @@ class Loader:
             self._order = order
         return epoch, int(order[1][place])
 
+
+class Bucketed:
+    """Batches of examples of like length, in random order; every epoch has each example once.
+
+    A batch has at most `batch_size` rows or, padded to its longest row, `batch_tokens` tokens.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], *, batch_size: int | None = None, batch_tokens: int | None = None, seed: int
+    ) -> None:
+        assert (batch_size is None) != (batch_tokens is None)
+        self.lengths, self.seed = np.asarray(lengths), seed
+        self.n_examples = len(self.lengths)
+        self._rows, self._tokens = batch_size, batch_tokens
+        self.batch_size = min(self.n_examples, batch_size or max(1, (batch_tokens or 0) // int(self.lengths.min())))
+        self._ends: list[int] = []  # the step after each epoch's last, of the epochs seen so far
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the one last asked for
+        self._lock = Lock()  # the loader asks from a thread of its own
+
+    def step(self, step: int) -> list[Example]:
+        """The examples of step `step` (from 0)."""
+        with self._lock:
+            while not self._ends or self._ends[-1] <= step:
+                self._ends.append((self._ends or [0])[-1] + len(self.batches(len(self._ends))))
+            epoch = bisect_right(self._ends, step)
+            if self._epoch[0] != epoch:
+                self._epoch = epoch, self.batches(epoch)
+            batch = self._epoch[1][step - (self._ends[epoch - 1] if epoch else 0)]
+        return [(epoch, int(index)) for index in batch]
+
+    def n_steps(self, epochs: float) -> int:
+        """Steps that so many epochs take; of a part of an epoch, that part of its steps."""
+        whole = int(epochs)
+        counts = [len(self.batches(epoch)) for epoch in range(math.ceil(epochs))]
+        return sum(counts[:whole]) + math.ceil((epochs - whole) * counts[-1] if epochs > whole else 0)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch: shuffled, sorted by length within pools of about 50 batches, cut, shuffled again."""
+        rng = np.random.default_rng((self.seed, epoch, 1))
+        order = rng.permutation(self.n_examples)
+        pool = _POOL * (self._rows or max(1, (self._tokens or 0) // max(1, int(self.lengths.mean()))))
+        found: list[np.ndarray] = []
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            part = part[np.argsort(-self.lengths[part], kind="stable")]  # longest first: each batch's first row is it
+            at = 0
+            while at < len(part):
+                n = self._rows or max(1, (self._tokens or 0) // int(self.lengths[part[at]]))
+                found.append(part[at : at + n])
+                at += n
+        return [found[i] for i in rng.permutation(len(found))]
+
+    def padding(self) -> float:
+        """The share of padding in the tokens of the first epoch's batches."""
+        batches = self.batches(0)
+        padded = sum(len(batch) * int(self.lengths[batch].max()) for batch in batches)
+        return 1 - int(self.lengths.sum()) / padded
+
+
+class Loader:
+    """The batches of step after step, made one step ahead."""
+
+    def __init__(self, order: Order, collate: Callable[[list[Example]], Batch], *, micro_batch: int) -> None:
+        self.order, self.collate, self.micro_batch = order, collate, micro_batch
+
     def micro_batches(self, step: int) -> list[Batch]:
         """The batches that make up one step."""
-        examples = self.examples(step)
+        examples = self.order.step(step)
         return [
             self.collate(examples[start : start + self.micro_batch])
             for start in range(0, len(examples), self.micro_batch)

@@ -14,12 +14,21 @@ from pydantic import TypeAdapter, ValidationError
 from nlpstack.errors import ModelError
 from nlpstack.hub.family_tables import FAMILIES, INERT, OFF, Family, Json
 from nlpstack.model import TransformerConfig
-from nlpstack.model.heads import HEADS, Head
+from nlpstack.model.heads import ALL_HEADS, Head, Labels
 
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
 _OWN_TWICE = dict.fromkeys(("lm_head.weight", "mlm_head.decoder.weight"), "transformer.tokens.weight")
-_HEAD_MODULES: Mapping[Head, str] = {"mlm": "mlm_head", "pooler": "pooler", "nsp": "nsp_head"}
+_HEAD_MODULES: Mapping[Head, str] = {
+    **{"mlm": "mlm_head", "pooler": "pooler", "nsp": "nsp_head"},
+    **{"sequence": "classifier", "tokens": "classifier"},
+}
+_OF_TOKENS = "ForTokenClassification"  # how such an architecture ends
+_PROBLEMS = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def family_of(config: TransformerConfig, heads: tuple[Head, ...] = ()) -> str:
@@ -36,13 +45,16 @@ def _fits(family: Family, config: TransformerConfig) -> bool:
     return same and enough and grouped and pad and config.activation in family.activations.values()
 
 
-def write_config(config: TransformerConfig, heads: tuple[Head, ...] = ()) -> Json:
-    """What config.json says of the shape, model_type and architectures included; read_config gives the shape back."""
+def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels: Labels | None = None) -> Json:
+    """What config.json says of the shape and labels, model_type and architectures included; read_config reads it."""
     name = family_of(config, heads)
+    said = _label_values(labels, heads) if labels else {}
     if name == OWN:
-        return {"model_type": OWN, "architectures": ["GPT" if config.causal else "BERT"], **asdict(config)}
+        architecture = "GPT" if config.causal else "BERT" + _OF_TOKENS * ("tokens" in heads)
+        return {"model_type": OWN, "architectures": [architecture], **said, **asdict(config)}
     family = FAMILIES[name]
-    values = {"model_type": name, "architectures": [family.architectures[heads]], **_family_values(family, config)}
+    values = {"model_type": name, "architectures": [family.architectures[heads]], **said}
+    values |= _family_values(family, config)
     plain = _family_config(family, values, Path("config.json"))
     rest = {key: value for key, value in _fields(config).items() if value != getattr(plain, key)}
     return {**values, OWN: rest} if rest else values
@@ -202,6 +214,8 @@ def layout(family_name: str, names: list[str]) -> list[Stored]:
         return [Stored(name, (name,)) for name in names]
     family = FAMILIES[family_name]
     theirs = {ours[0]: name for name, ours in family.modules.items()}
+    if {"classifier.weight", "pooler.dense.weight"} <= set(names):
+        theirs |= {ours[0]: name for name, ours in family.of_sequences.items()}
     stacked = {ours[0]: ours for ours in family.modules.values()}
     found = []
     for name in names:
@@ -224,7 +238,8 @@ def stored_names(family_name: str, present: list[str]) -> dict[str, str]:
         return {name: name for name in present}
     family = FAMILIES[family_name]
     bare = not any(name.startswith(family.prefix) for name in present)
-    heads = tuple(f"{name}." for name in family.modules if not name.startswith(family.prefix))
+    modules = (*family.modules, *family.of_sequences)
+    heads = tuple(f"{name}." for name in modules if not name.startswith(family.prefix))
     full = {}
     for there in present:
         name = there
@@ -241,13 +256,40 @@ def bare_prefix(family_name: str, heads: tuple[Head, ...]) -> str:
     return family.prefix if family is not None and family.architectures[heads] == family.core else ""
 
 
-def heads_of(family_name: str, names: Iterable[str]) -> tuple[Head, ...]:
-    """The heads of which any tensor is among those of these full names."""
+def heads_of(values: Mapping[str, object], names: Iterable[str]) -> tuple[Head, ...]:
+    """The heads of which any tensor is among those of these full names; config.json says what a classifier reads."""
     modules = [name.rpartition(".")[0] for name in names]
-    if family_name != OWN:
-        modules = [FAMILIES[family_name].modules.get(module, ("",))[0] for module in modules]
+    if values["model_type"] != OWN:
+        family = FAMILIES[str(values["model_type"])]
+        ours = {**family.modules, **family.of_sequences}
+        modules = [ours.get(module, ("",))[0] for module in modules]
     roots = {module.partition(".")[0] for module in modules}
-    return tuple(head for head in HEADS if _HEAD_MODULES[head] in roots)
+    architectures = values.get("architectures")
+    of_tokens = isinstance(architectures, list) and any(str(name).endswith(_OF_TOKENS) for name in architectures)
+    other = "sequence" if of_tokens else "tokens"
+    return tuple(head for head in ALL_HEADS if _HEAD_MODULES[head] in roots and head != other)
+
+
+def _label_values(labels: Labels, heads: tuple[Head, ...]) -> Json:
+    """What config.json says of labels."""
+    names = dict(enumerate(labels.names))
+    said: Json = {"id2label": {str(number): name for number, name in names.items()}}
+    said["label2id"] = {name: number for number, name in names.items()}
+    return said | ({"problem_type": _PROBLEMS[labels.problem]} if "sequence" in heads else {})
+
+
+def read_labels(values: Mapping[str, object], size: int, source: Path) -> Labels:
+    """The labels of a classifier of so many outputs; where none are named, as transformers calls them."""
+    wanted = [str(number) for number in range(size)]
+    given = values.get("id2label") or {number: f"LABEL_{number}" for number in wanted}
+    if not isinstance(given, dict) or sorted(given) != sorted(wanted) or len(set(map(str, given.values()))) < size:
+        raise ModelError(f"{source}: id2label={given!r} does not name the {size} outputs of the classifier, each once")
+    problem = values.get("problem_type") or _PROBLEMS["regression" if size == 1 else "single"]
+    known = {theirs: ours for ours, theirs in _PROBLEMS.items()}
+    if problem not in known:
+        raise ModelError(f"{source}: problem_type={problem!r} is not supported; there are {', '.join(known)}")
+    names = tuple(str(given[number]) for number in wanted)
+    return Labels(names, known[problem])  # type: ignore[arg-type]
 
 
 def second_names(family_name: str, planned: Collection[str], *, tied: bool) -> dict[str, str]:

@@ -54,6 +54,7 @@ class Family:
     fixed: Callable[[TransformerConfig], Json]  # further keys, on which the core leaves no choice
     prefix: str  # before every tensor but the head's; a file of the bare core leaves it out
     modules: Mapping[str, tuple[str, ...]]  # theirs -> ours; several of ours are stacked in one of theirs
+    of_sequences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those of the head "sequence" instead
     transposed: frozenset[str] = field(default=frozenset())  # modules whose matrices are stored (in, out)
     twice: Mapping[str, str]  # second name of a tensor that is tied -> the first
     old_names: Mapping[str, str] = field(default_factory=dict)  # ends of tensor names in old files -> today's
@@ -230,6 +231,9 @@ FAMILIES: dict[str, Family] = {
             ("mlm",): "BertForMaskedLM",
             ("pooler", "nsp"): "BertForNextSentencePrediction",
             ("pooler",): "BertModel",
+            ("pooler", "sequence"): "BertForSequenceClassification",
+            ("tokens",): "BertForTokenClassification",
+            ("pooler", "tokens"): "BertForTokenClassification",  # as older versions wrote it
             (): "BertModel",
         },
         core="BertModel",
@@ -247,6 +251,7 @@ FAMILIES: dict[str, Family] = {
             "cls.predictions.transform.LayerNorm": ("mlm_head.norm",),
             "cls.predictions.decoder": ("mlm_head.decoder",),
             "cls.seq_relationship": ("nsp_head",),
+            "classifier": ("classifier",),
         },
         twice={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -261,6 +266,8 @@ FAMILIES: dict[str, Family] = {
             ("mlm", "pooler"): "RobertaForMaskedLM",  # as roberta-base itself is published
             ("mlm",): "RobertaForMaskedLM",
             ("pooler",): "RobertaModel",
+            ("pooler", "sequence"): "RobertaForSequenceClassification",
+            ("tokens",): "RobertaForTokenClassification",
             (): "RobertaModel",
         },
         core="RobertaModel",
@@ -278,7 +285,9 @@ FAMILIES: dict[str, Family] = {
             "lm_head.dense": ("mlm_head.dense",),
             "lm_head.layer_norm": ("mlm_head.norm",),
             "lm_head.decoder": ("mlm_head.decoder",),
+            "classifier": ("classifier",),
         },
+        of_sequences={"classifier.dense": ("pooler.dense",), "classifier.out_proj": ("classifier",)},
         twice={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",

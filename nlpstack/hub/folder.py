@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
+from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, load_adapter, save_adapter
 from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.hub.families import (
     Stored,
@@ -22,12 +23,14 @@ from nlpstack.hub.families import (
     heads_of,
     layout,
     read_config,
+    read_labels,
     second_names,
     stored_names,
     write_config,
 )
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
-from nlpstack.model.heads import Head
+from nlpstack.model.heads import Head, Labels
+from nlpstack.model.lora import adapters
 from nlpstack.model.meta import on_meta
 from nlpstack.tokenizer import load_tokenizer
 
@@ -37,6 +40,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # any of these: the folder has a tokenizer
+_OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # of our format and the families'
 _SHARD_INDEX = "model.safetensors.index.json"
 _MEND = "copy the folder again, or save the model again"
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
@@ -48,12 +52,15 @@ _ATTEMPTS = 1000  # how often reading starts again because a writer has just put
 def save_model(model: LanguageModel, path: str | Path, *, card: str | None = None) -> None:
     """Write the model's folder, tokenizer included, in place of an older one; equal models give equal bytes.
 
-    `card` is the text of README.md; without one, it says what the model itself shows. Raises ModelError, and leaves
-    what stands at `path` alone, if that is something else than a model folder of ours.
+    Of a model with adapters it is the adapter's folder, for which `model.base` has to name the base. `card` is the
+    text of README.md; without one, it says what the model itself shows. Raises ModelError, and leaves what stands at
+    `path` alone, if that is something else than a model folder of ours.
     """
     target = Path(path).resolve()
     _refuse_to_replace(target)
-    values = write_config(model.config, _heads(model))
+    if adapters(model):
+        return save_adapter(model, target, model_card(shape_facts(model)) if card is None else card)
+    values = write_config(model.config, _heads(model), getattr(model, "labels", None))
     _check_tokenizer(model.tokenizer, model.config, values, target)
     values = _token_ids(model.tokenizer) | values
     dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
@@ -75,7 +82,7 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
 def _refuse_to_replace(target: Path) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not (target / MANIFEST).is_file() or not (target / CONFIG).is_file():
+    if not (target / MANIFEST).is_file() or not any((target / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
         raise ModelError(
             f"{target}: stands there and is not a model folder that nlpstack wrote, so it is not replaced; "
             "choose another place or move it away"
@@ -114,15 +121,37 @@ def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def load_model(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> LanguageModel:
-    """The model of a run, model or published folder, in evaluation mode, its tokenizer attached if it has one.
+    """The model of a run, model, adapter or published folder, in evaluation mode, its tokenizer attached if it has one.
+
+    `base` is where an adapter's base model stands, if not where the adapter says; `note` is told what cannot be proved.
 
     A causal shape is a GPT, any other a BERT with the heads whose weights are there. Weights stored in fewer than 32
     bits become fp32 unless `dtype` says otherwise. Raises ModelError where anything is missing, altered, unused or not
     supported.
     """
-    return _undisturbed(path, lambda folder: _load(folder, torch.device(device), dtype))
+
+    def read(folder: Path) -> LanguageModel:
+        if is_adapter(folder):
+            return load_adapter(folder, base, read_base, note)
+        if base is not None:
+            raise ModelError(f"{folder}: a whole model, not an adapter, so it has no base; leave --base out")
+        return _load(folder, torch.device(device), dtype)
+
+    def read_base(place: Path) -> LanguageModel:
+        model = load_model(place, device=device, dtype=dtype)
+        if adapters(model):
+            raise ModelError(f"{place}: an adapter itself, so it is no base; merge it first: nlpstack merge {place}")
+        model.base = str(place), weights_hash(place)
+        return model
+
+    return _undisturbed(path, read)
 
 
 def weights_hash(path: str | Path) -> str:
@@ -139,10 +168,10 @@ def model_folder(path: str | Path) -> Path:
         if folder.suffix in _PICKLES or _is_pickle(folder):
             raise _pickle_error(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file() or is_adapter(folder):
         return folder
     inner = _standing(folder / "model")
-    if (inner / CONFIG).is_file():
+    if (inner / CONFIG).is_file() or is_adapter(inner):
         return inner
     if (folder / "config.toml").is_file():
         raise ModelError(
@@ -207,7 +236,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Lang
     tokenizer = load_tokenizer(folder, verify=False) if found else None
     _check_tokenizer(tokenizer, config, values, folder)
     try:
-        model, state = _read_weights(file, config, str(values["model_type"]), device, dtype)
+        model, state = _read_weights(file, config, values, device, dtype)
     except SafetensorError as error:
         raise ModelError(f"{file}: not a whole safetensors file ({error}); {_MEND}") from error
     model.load_state_dict(state, strict=True, assign=True)
@@ -233,7 +262,7 @@ def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mappi
 
 def _weights_file(folder: Path) -> Path:
     """The folder's weights; raises ModelError if they are missing, in several files, or a pickle."""
-    file = folder / WEIGHTS
+    file = folder / (ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS)
     if file.is_file():
         if _is_pickle(file):
             raise _pickle_error(file)
@@ -272,13 +301,14 @@ def _opened(file: Path) -> safe_open:
 
 
 def _read_weights(
-    file: Path, config: TransformerConfig, family: str, device: torch.device, dtype: torch.dtype | None
+    file: Path, config: TransformerConfig, values: Mapping[str, object], device: torch.device, dtype: torch.dtype | None
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own.
 
     Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file afterwards
     changes nothing.
     """
+    family = str(values["model_type"])
     with _opened(file) as opened:
         present = stored_names(family, list(opened.keys()))
         sizes = {there: list(opened.get_slice(there).get_shape()) for there in present.values()}
@@ -288,7 +318,12 @@ def _read_weights(
             raise ModelError(
                 f"{file}: {name} is stored as {kind}, which is not supported; there are {', '.join(_READABLE)}"
             )
-    model = _on_meta(config, heads_of(family, present), len(present), file)
+    heads = heads_of(values, present)
+    outputs = [sizes[there][0] for name, there in present.items() if name.endswith(_OUTPUTS)]
+    labels = (
+        read_labels(values, (outputs or [1])[-1], file.parent / CONFIG) if {"sequence", "tokens"} & set(heads) else None
+    )
+    model = _on_meta(config, heads, labels, len(present), file)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     plan = layout(family, list(shapes))
     planned = {stored.name for stored in plan}
@@ -306,17 +341,19 @@ def _read_weights(
     return model, state
 
 
-def _on_meta(config: TransformerConfig, heads: Collection[Head], n_present: int, file: Path) -> LanguageModel:
+def _on_meta(
+    config: TransformerConfig, heads: Collection[Head], labels: Labels | None, n_present: int, file: Path
+) -> LanguageModel:
     """The model without memory for its weights."""
     if config.n_layers > n_present:  # before a config that lies makes billions of layers
         raise ModelError(
             f"{file}: {n_present} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
         )
-    if not config.causal and "nsp" in heads and "pooler" not in heads:
-        raise ModelError(f"{file}: holds a next-sentence head, but lacks the pooler that it stands on; {_MEND}")
+    if not config.causal and {"nsp", "sequence"} & set(heads) and "pooler" not in heads:
+        raise ModelError(f"{file}: holds a head that stands on the pooler, and lacks the pooler; {_MEND}")
     try:
         with on_meta():
-            return GPT(config) if config.causal else BERT(config, heads=heads)
+            return GPT(config) if config.causal else BERT(config, heads=heads, labels=labels)
     except RuntimeError as error:
         raise ModelError(f"{file.parent / CONFIG}: sizes that no tensor can have; {_MEND}") from error
 

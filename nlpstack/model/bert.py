@@ -7,34 +7,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlpstack.model.heads import HEADS, Head, MaskedLMHead, Pooler
+from nlpstack.model.heads import ALL_HEADS, HEADS, Head, Labels, MaskedLMHead, Pooler
 from nlpstack.model.meta import on_meta
 from nlpstack.model.neighbours import see_neighbours
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
 
 class BERT(nn.Module):
-    """A bidirectional encoder with some of its heads. `tokenizer`, where set, is the one its vocabulary stands for."""
+    """A bidirectional encoder with some of its heads. `tokenizer`, where set, is the one its vocabulary stands for.
 
-    def __init__(self, config: TransformerConfig, tokenizer: Any = None, *, heads: Collection[Head] = HEADS) -> None:
+    `labels` are those of the head "sequence", which reads the pooled vector, or "tokens", which reads every token.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        tokenizer: Any = None,
+        *,
+        heads: Collection[Head] = HEADS,
+        labels: Labels | None = None,
+    ) -> None:
         super().__init__()
         assert not config.causal, "a BERT sees both sides"
-        assert "nsp" not in heads or "pooler" in heads, "the next sentence is told from the pooled vector"
+        assert not {"nsp", "sequence"} & set(heads) or "pooler" in heads, "both are told from the pooled vector"
+        assert (labels is not None) == any(head in heads for head in ("sequence", "tokens"))
         self.config = config
         self.tokenizer = tokenizer
-        self.heads: tuple[Head, ...] = tuple(head for head in HEADS if head in heads)
+        self.base: tuple[str, str] | None = None  # of a model with adapters: where its base stands, and its hash
+        self.heads: tuple[Head, ...] = tuple(head for head in ALL_HEADS if head in heads)
         self.transformer = Transformer(config)
         self.mlm_head = MaskedLMHead(config) if "mlm" in heads else None
         self.pooler = Pooler(config) if "pooler" in heads else None
         self.nsp_head = nn.Linear(config.dim, 2, bias=config.bias) if "nsp" in heads else None
+        self.labels = labels
+        self.classifier = nn.Linear(config.dim, len(labels.names), bias=config.bias) if labels else None
 
     @classmethod
     def create(
-        cls, config: TransformerConfig, *, seed: int, tokenizer: Any = None, heads: Collection[Head] = HEADS
+        cls,
+        config: TransformerConfig,
+        *,
+        seed: int,
+        tokenizer: Any = None,
+        heads: Collection[Head] = HEADS,
+        labels: Labels | None = None,
     ) -> "BERT":
-        """A model with fresh fp32 weights on the CPU, a pure function of config, heads and seed."""
+        """A model with fresh fp32 weights on the CPU, a pure function of config, heads, labels and seed."""
         with on_meta():
-            model = cls(config, tokenizer, heads=heads)
+            model = cls(config, tokenizer, heads=heads, labels=labels)
         model.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         init_weights(model, n_layers=config.n_layers, generator=generator)
@@ -63,4 +83,11 @@ class BERT(nn.Module):
         assert self.pooler is not None
         assert self.nsp_head is not None
         logits: Tensor = self.nsp_head(self.pooler(hidden))
+        return logits
+
+    def label_logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the labels, of hidden states (B, T, D): (B, C) of the whole input, or (B, T, C) of each token."""
+        assert self.classifier is not None
+        read = self.pooler(hidden) if self.pooler is not None and "sequence" in self.heads else hidden
+        logits: Tensor = self.classifier(F.dropout(read, self.config.dropout, self.training))
         return logits

@@ -19,6 +19,7 @@ class GPT(nn.Module):
         assert config.causal, "a GPT sees only the past"
         self.config = config
         self.tokenizer = tokenizer
+        self.base: tuple[str, str] | None = None  # of a model with adapters: where its base stands, and its hash
         self.transformer = Transformer(config)
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
 

@@ -1,6 +1,6 @@
-"""What stands on a BERT's hidden states: the guess of hidden tokens, and one vector of the whole input."""
+"""What stands on a BERT's hidden states: the guess of hidden tokens, one vector of the whole input, and labels."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,16 @@ from torch import Tensor, nn
 
 from nlpstack.model.transformer import TransformerConfig, activate, make_norm
 
-Head = Literal["mlm", "pooler", "nsp"]
+Head = Literal["mlm", "pooler", "nsp", "sequence", "tokens"]
 HEADS: tuple[Head, ...] = ("mlm", "pooler", "nsp")  # of pretraining (Devlin et al. 2019, section 3.1)
+ALL_HEADS: tuple[Head, ...] = (*HEADS, "sequence", "tokens")  # the last two classify the pooled vector, or each token
+
+
+class Labels(NamedTuple):
+    """What a classifier tells: the names of its outputs, in order, and how they are meant."""
+
+    names: tuple[str, ...]  # of regression: one, of the number itself
+    problem: Literal["single", "multi", "regression"] = "single"  # one label, any number of them, or a number
 
 
 class MaskedLMHead(nn.Module):

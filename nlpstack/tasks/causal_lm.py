@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
 from nlpstack.data.shards import TokenShards
-from nlpstack.data.windows import WindowBatch, batch_windows, windows
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError
 from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.model import GPT
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig
+from nlpstack.tasks.windows import WindowBatch, batch_windows, windows
 from nlpstack.tokenizer import Tokenizer
 
 PROMPT_WORDS = 6

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch
-from nlpstack.data.masked_rows import (
+from nlpstack.data.shards import TokenShards
+from nlpstack.errors import ConfigError, ModelError
+from nlpstack.metrics.masked_lm import MaskedLMScores
+from nlpstack.model import BERT
+from nlpstack.model.heads import Head
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.masked_rows import (
     MaskedRows,
     PackedRows,
     PairRows,
@@ -19,13 +26,6 @@ from nlpstack.data.masked_rows import (
     single_row,
     stack,
 )
-from nlpstack.data.shards import TokenShards
-from nlpstack.errors import ConfigError, ModelError
-from nlpstack.metrics.masked_lm import MaskedLMScores
-from nlpstack.model import BERT
-from nlpstack.model.heads import Head
-from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
 from nlpstack.tokenizer import Tokenizer
 
 _SHOWN_TOKENS = 24  # of the text around a guess that is shown

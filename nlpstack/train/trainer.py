@@ -1,5 +1,6 @@
 """The training loop: accumulate, clip, step, validate, save. Knows no text, no labels, no command line."""
 
+import hashlib
 import math
 import time
 from collections import Counter
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Loader
-from nlpstack.errors import ConfigError, TrainingError
+from nlpstack.data.loader import Bucketed, Loader
+from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.model import LanguageModel
+from nlpstack.model.lora import trainable_state
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_state, restore_optimizers
+from nlpstack.train.flops import flops_per_token
 from nlpstack.train.log import MetricsLog, Reporter
-from nlpstack.train.memory import flops_per_token
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
 from nlpstack.train.run import TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
@@ -79,7 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.choices.device)
-        n_all, n_step = self.loader.n_examples, self.loader.batch_size
+        n_all, n_step = self.loader.order.n_examples, self.loader.order.batch_size
         if self.optim.full_batch and n_step != n_all:
             raise ConfigError(
                 f"optim.name={self.optim.name} takes all {n_all} training sequences at each step, not {n_step}; "
@@ -88,8 +90,10 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Only the training loss is compiled: validation stays the arithmetic of `eval`, and shapes never change.
-        loss = torch.compile(self._loss, dynamic=False) if self.choices.compile else self._loss
+        self.frozen_hash = frozen_hash(self.model)
+        # Only the training loss is compiled: validation stays the arithmetic of `eval`.
+        dynamic = None if isinstance(self.loader.order, Bucketed) else False
+        loss = torch.compile(self._loss, dynamic=dynamic) if self.choices.compile else self._loss
         self._run_loss: Callable[[Batch], dict[str, Tensor]] = loss
         self._peak_flops = 0.0
 
@@ -149,7 +153,7 @@ class Trainer:
         lr = learning_rate(self.optim, self.state.step, self.choices.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_share", 1.0)
         self._zero_grad()
         means = self.accumulate(micro_batches)
         for optimizer in self.optimizers:
@@ -195,7 +199,7 @@ class Trainer:
         self.state.skips = self.state.skips + 1 if report.skipped else 0
         if not report.skipped:
             return
-        examples = self.loader.examples(0 if self.optim.full_batch else self.state.step)
+        examples = self.loader.order.step(0 if self.optim.full_batch else self.state.step)
         where = (
             f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
             f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
@@ -243,7 +247,7 @@ class Trainer:
         """Put the weights of the best validation in place of the last ones."""
         best = self.state.best_step
         if best is not None and best != self.state.step:
-            self.model.load_state_dict(self.checkpoints.load(best).model)
+            self._load(self.checkpoints.load(best).model)
             self.reporter.say(f"the model is that of step {best}, whose validation was the best")
 
     def _log_step(self, report: StepReport) -> None:
@@ -305,14 +309,30 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "log_bytes": fsync_file(self.log.path),
         }
-        self.checkpoints.save(Checkpoint(self.model.state_dict(), tensors, state), best_step=self.state.best_step)
+        self.checkpoints.save(Checkpoint(trainable_state(self.model), tensors, state), best_step=self.state.best_step)
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        """Put saved weights in place of those that train."""
+        if wrong := sorted(tensors.keys() ^ trainable_state(self.model).keys()):
+            raise CheckpointError(f"the checkpoint holds other weights than those that train: {', '.join(wrong[:3])}")
+        self.model.load_state_dict(tensors, strict=False)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint as if never stopped."""
-        self.model.load_state_dict(checkpoint.model)
+        self._load(checkpoint.model)
         state = dict(checkpoint.state)
         restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.pop("optimizer", {}))
         runtime.set_rng_state(state.pop("rng"), self.device)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.log.cut(state.pop("log_bytes"))
         self.state = TrainState(**state)
+
+
+def frozen_hash(model: nn.Module) -> str:
+    """SHA-256 over the names and values of the weights that do not train."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
-from nlpstack.data.loader import Example, Loader
+from nlpstack.data.loader import Example, Loader, Shuffled
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.errors import DataError
-from tests.data.conftest import MakeShards
+from tests.handmade import MakeShards
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 
@@ -89,7 +89,7 @@ def collate(examples: list[Example]) -> Batch:
 
 
 def loader(n_examples: int, batch_size: int, micro_batch: int, seed: int = 1) -> Loader:
-    return Loader(n_examples, collate, batch_size=batch_size, micro_batch=micro_batch, seed=seed)
+    return Loader(Shuffled(n_examples, batch_size=batch_size, seed=seed), collate, micro_batch=micro_batch)
 
 
 SIZES = st.integers(1, 12)
@@ -102,7 +102,7 @@ def test_each_epoch_is_a_permutation_and_batches_run_on_across_epochs(
 ) -> None:
     found = loader(n_examples, batch_size, 1, seed)
     n_steps = -(-3 * n_examples // batch_size)
-    examples = [example for step in range(n_steps) for example in found.examples(step)]
+    examples = [example for step in range(n_steps) for example in found.order.step(step)]
     for epoch in range(3):
         part = examples[epoch * n_examples : (epoch + 1) * n_examples]
         assert sorted(part) == [(epoch, index) for index in range(n_examples)]
@@ -126,14 +126,14 @@ def test_starting_at_a_step_gives_what_reaching_it_gives(
 def test_micro_batches_joined_are_the_batch(n_examples: int, batch_size: int, micro_batch: int, step: int) -> None:
     found = loader(n_examples, batch_size, micro_batch)
     parts = found.micro_batches(step)
-    assert torch.cat([part.tokens for part in parts]).tolist() == [list(place) for place in found.examples(step)]
+    assert torch.cat([part.tokens for part in parts]).tolist() == [list(place) for place in found.order.step(step)]
     assert [len(part.tokens) for part in parts[:-1]] == [micro_batch] * (len(parts) - 1)
     assert sum(part.n_targets["lm"] for part in parts) == batch_size
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return [index for _, index in loader(50, 50, 50, seed).examples(epoch)]
+        return [index for _, index in loader(50, 50, 50, seed).order.step(epoch)]
 
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
@@ -142,13 +142,13 @@ def test_nothing_to_do_gives_no_step() -> None:
     assert list(loader(5, 2, 2).steps(3, 3)) == []
 
 
-class InterruptedLoader(Loader):
+class InterruptedOrder(Shuffled):
     """As it is when another thread asks for another epoch in the worst moment."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
         if name == "_order" and isinstance(value, tuple) and value[0] == 0:
-            self.examples(1)
+            self.step(1)
 
 
 class InterruptedBlocks(PackedBlocks):
@@ -161,8 +161,8 @@ class InterruptedBlocks(PackedBlocks):
 
 
 def test_another_thread_that_asks_for_another_epoch_changes_nothing(make_shards: MakeShards) -> None:
-    interrupted = InterruptedLoader(7, collate, batch_size=7, micro_batch=7, seed=1)
-    assert interrupted.examples(0) == loader(7, 7, 7).examples(0)
+    interrupted = InterruptedOrder(7, batch_size=7, seed=1)
+    assert interrupted.step(0) == loader(7, 7, 7).order.step(0)
     shards = make_shards(["".join(chr(33 + number) for number in range(70))])
     wanted = PackedBlocks(shards, 8, seed=1)
     assert wanted.block(0, 0).tolist() != wanted.block(1, 0).tolist()

@@ -15,7 +15,7 @@ from nlpstack.data import sentence_pairs as module
 from nlpstack.data.sentence_pairs import Pair, SentencePairs, truncate
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import DataError
-from tests.data.conftest import MakeShards
+from tests.handmade import MakeShards
 
 QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 

@@ -20,7 +20,7 @@ from nlpstack.samples import sample
 from nlpstack.tasks.base import DocumentLayout
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
-from tests.data.conftest import cut, encode
+from tests.handmade import cut, encode
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nlpstack.attention import attention_weights
 from nlpstack.data.batch import IGNORE_INDEX, Batch
 from nlpstack.model import BERT, TransformerConfig
-from nlpstack.model.attention_weights import attention_weights
 from nlpstack.model.heads import HEADS
 from nlpstack.tasks.masked_lm import masked_loss
 

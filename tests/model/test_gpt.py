@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Loader
+from nlpstack.data.loader import Loader, Shuffled
 from nlpstack.model import GPT, IGNORE_INDEX, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.model.meta import on_meta
@@ -102,7 +102,7 @@ def gradients(shape: TransformerConfig, micro_batch: int, product: str) -> torch
     """All gradients of one step in one row, added up as the trainer adds them."""
     model = GPT.create(shape, seed=0).train()
     model.transformer.train_attention = product
-    batches = Loader(12, ragged, batch_size=12, micro_batch=micro_batch, seed=1).micro_batches(0)
+    batches = Loader(Shuffled(12, batch_size=12, seed=1), ragged, micro_batch=micro_batch).micro_batches(0)
     total = sum(batch.n_targets["lm"] for batch in batches)
     for batch in batches:
         hidden = model.transformer(batch.tokens)

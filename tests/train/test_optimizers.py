@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tests.tiny_recipe
-from nlpstack.data.loader import Loader
+from nlpstack.data.loader import Loader, Shuffled
 from nlpstack.errors import ConfigError, TrainingError
 from nlpstack.job import RunOptions
 from nlpstack.model import GPT, TransformerConfig
@@ -47,7 +47,9 @@ def made_up(folder: Path, values: dict[str, object], *, micro_batch: int = 8, dr
     """The made-up run of test_trainer under another optimizer; all examples in a step where it needs them."""
     optim = OptimConfig(**{"warmup": 2, **values})
     batch_size = EXAMPLES if optim.full_batch else 8
-    loader = Loader(EXAMPLES, collate, batch_size=batch_size, micro_batch=batch_size * micro_batch // 8, seed=0)
+    loader = Loader(
+        Shuffled(EXAMPLES, batch_size=batch_size, seed=0), collate, micro_batch=batch_size * micro_batch // 8
+    )
     return trainer(folder, dropout=dropout, **{"loader": loader, "optim": optim, **given})
 
 
@@ -150,7 +152,7 @@ def test_lbfgs_steps_are_those_of_torchs_own_class(tmp_path):
     optimizer = torch.optim.LBFGS(
         theirs.parameters(), max_iter=4, max_eval=20, history_size=3, line_search_fn="strong_wolfe"
     )
-    batch = collate(run.loader.examples(0))
+    batch = collate(run.loader.order.step(0))
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -301,7 +303,7 @@ def test_lbfgs_takes_the_same_blocks_at_every_step(tmp_path):
 
 
 def test_lbfgs_of_a_part_of_the_examples_is_refused_with_their_number(tmp_path):
-    loader = Loader(EXAMPLES, collate, batch_size=8, micro_batch=8, seed=0)
+    loader = Loader(Shuffled(EXAMPLES, batch_size=8, seed=0), collate, micro_batch=8)
     with pytest.raises(ConfigError, match=r"lbfgs takes all 16 .*, not 8; set train\.batch_size=16"):
         made_up(tmp_path, VARIANTS["lbfgs"], loader=loader)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch
-from nlpstack.data.loader import Loader
+from nlpstack.data.loader import Loader, Shuffled
 from nlpstack.errors import TrainingError
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.tasks import CausalLM
@@ -61,7 +61,7 @@ def trainer(folder: Path, *, micro_batch: int = 8, losses=(3.0,), dropout: float
     values = {
         "model": GPT.create(config, seed=0),
         "task": BareTask(),
-        "loader": Loader(EXAMPLES, collate, batch_size=8, micro_batch=micro_batch, seed=0),
+        "loader": Loader(Shuffled(EXAMPLES, batch_size=8, seed=0), collate, micro_batch=micro_batch),
         "config": TrainConfig(**{**train, **given.pop("train", {})}),
         "optim": OptimConfig(lr=1e-2, warmup=2),
         "choices": replace(CHOICES, micro_batch=micro_batch, **given.pop("choices", {})),

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data.batch import IGNORE_INDEX
-from nlpstack.data.loader import Loader
-from nlpstack.data.masked_rows import (
+from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.shards import TokenShards
+from nlpstack.tasks.masked_rows import (
     MaskedRows,
     PackedRows,
     PairRows,
@@ -20,8 +21,7 @@ from nlpstack.data.masked_rows import (
     one_hidden_each,
     single_row,
 )
-from nlpstack.data.shards import TokenShards
-from tests.data.conftest import MakeShards
+from tests.handmade import MakeShards
 
 CLS, SEP, MASK, PAD = 1990, 1991, 1992, 0
 SPECIAL = [CLS, SEP, MASK, PAD]
@@ -139,7 +139,9 @@ def test_the_batch_of_a_step_is_the_same_whoever_asks_for_it_and_when(
     """An unbroken run, a resumed one, and one cut into micro-batches see the same rows, the same tokens hidden."""
 
     def loader(micro: int) -> Loader:
-        return Loader(len(shards_cache.rows), shards_cache.batch, batch_size=batch_size, micro_batch=micro, seed=9)
+        return Loader(
+            Shuffled(len(shards_cache.rows), batch_size=batch_size, seed=9), shards_cache.batch, micro_batch=micro
+        )
 
     micro = min(micro_batch, batch_size)
     whole = loader(batch_size).micro_batches(start)[0]
@@ -157,7 +159,7 @@ def test_the_batch_of_a_step_is_the_same_whoever_asks_for_it_and_when(
 def shards_cache(tmp_path_factory: pytest.TempPathFactory) -> MaskedRows:
     from nlpstack.data.readers import Piece
     from nlpstack.data.shards import ShardSpec, load_or_tokenize
-    from tests.data.conftest import cut, encode
+    from tests.handmade import cut, encode
 
     texts = [f"{'abcdefg'[: 2 + i % 5]}. {'hijklmn' * (1 + i % 4)}. {'opq' * (i % 6)}." for i in range(30)]
     spec = ShardSpec(split_key="k", tokenizer_hash="t", vocab_size=2000, bos_id=None, eos_id=None, sentences="stops")

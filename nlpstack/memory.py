@@ -1,4 +1,4 @@
-"""What training takes: FLOPs a token by rule, and bytes, told by a step on tensors that have shapes and no memory."""
+"""The bytes that training takes, told by a step on tensors that have shapes and no memory."""
 
 import copy
 import resource
@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nlpstack.data.batch import Batch
-from nlpstack.data.masked_rows import label_room
 from nlpstack.model import GPT, LanguageModel, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, token_scores
 from nlpstack.tasks import TaskConfig
 from nlpstack.tasks.masked_lm import masked_loss
+from nlpstack.tasks.masked_rows import label_room
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig
 from nlpstack.train.runtime import DTYPES, Choices, autocast, peak_memory
@@ -45,19 +45,6 @@ class MemoryEstimate:
     process: int  # a CPU run's interpreter and libraries; 0 on a GPU, whose memory they do not take
     allocator: int  # a CPU run's freed and not used again at the peak
     peak: int
-
-
-def flops_per_token(model: LanguageModel, *, predicted: float = 1.0) -> dict[str, int]:
-    """FLOPs a token of the `forward` pass and of `training` (Chowdhery et al. 2022, PaLM, appendix B).
-
-    Forward: 2 a weight that multiplies, and attention over the whole context; training: three times that. `predicted`:
-    the share of tokens whose word is scored, of a BERT those hidden; what it makes of [CLS] alone is left out.
-    """
-    config = model.config
-    scoring = predicted * config.dim * (config.vocab_size + (0 if config.causal else config.dim))
-    blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
-    forward = round(2 * (blocks + scoring)) + 4 * config.n_layers * config.dim * config.max_seq_len
-    return {"forward": forward, "training": 3 * forward}
 
 
 def kv_cache_bytes(config: TransformerConfig, dtype: str = "fp32") -> int:

@@ -13,13 +13,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlpstack.data.batch import Batch
-from nlpstack.data.masked_rows import label_room
+from nlpstack.data.loader import Shuffled
 from nlpstack.job import make_choices
+from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes, optimizer_bytes
 from nlpstack.model import BERT, GPT, KVCache, LanguageModel, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks import EvalConfig, TaskConfig
 from nlpstack.tasks.masked_lm import masked_loss
-from nlpstack.train.memory import MemoryEstimate, estimate_memory, flops_per_token, kv_cache_bytes, optimizer_bytes
+from nlpstack.tasks.masked_rows import label_room
+from nlpstack.train.flops import flops_per_token
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig, load_run
 from nlpstack.train.runtime import Choices
@@ -54,7 +56,13 @@ def settled(shape: TransformerConfig, task: TaskConfig, **values: object) -> tup
     config = replace(load_run("gpt", "pretrain", {"train.device": "cpu"}, []).config, model=shape, task=task)
     train = {name: values.pop(name) for name in ("activation_checkpointing",) if name in values}
     config = replace(config, train=replace(config.train, **train), eval=EvalConfig(batch_tokens=1024))
-    choices = make_choices(config, on_meta(shape, task), BATCH, n_examples=0, note=lambda _: None)
+    choices = make_choices(
+        config,
+        on_meta(shape, task),
+        Shuffled(0, batch_size=BATCH, seed=1),
+        seq_len=config.model.max_seq_len,
+        note=lambda _: None,
+    )
     return config, replace(choices, **{"micro_batch": BATCH, **values})
 
 

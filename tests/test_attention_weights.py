@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from nlpstack.attention import attention_weights
 from nlpstack.errors import ModelError
 from nlpstack.hub import load_model
 from nlpstack.model import GPT, Transformer, TransformerConfig
-from nlpstack.model.attention_weights import attention_weights
 from nlpstack.model.transformer import init_weights
 
 TOKENS = torch.randint(0, 128, (24,), generator=torch.Generator().manual_seed(1))
