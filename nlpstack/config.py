@@ -17,7 +17,7 @@ from nlpstack.errors import ConfigError
 
 Values = dict[str, dict[str, Any]]  # section -> key -> value
 # Tables of a run's config.toml that say how it came about; a recipe may hold them, and they change nothing.
-RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact")
+RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact", "start")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlpstack.data.batch import pad_rows
+from nlpstack.data.batch import by_length, pad_rows
 from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, open_packed
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -251,7 +251,7 @@ class _Encoder:
             while chunk := list(islice(texts, _CHUNK)):
                 rows = self._rows(chunk)
                 found: dict[int, np.ndarray] = {}
-                for batch in _batches([len(row) for row in rows], self.options.batch_tokens):
+                for batch in by_length([len(row) for row in rows], self.options.batch_tokens):
                     found |= zip(batch, self._pooled([rows[at] for at in batch]), strict=True)
                 for at, one in found.items():
                     if not np.isfinite(one).all():
@@ -312,18 +312,6 @@ class _Encoder:
             digest.update(f"{name} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
         return {"model_sha256": digest.hexdigest(), "layer": self.layer, "pooling": self.options.pooling}
-
-
-def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of rows of like length, longest first, in batches of at most `budget` tokens or of one row."""
-    batch: list[int] = []
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
 
 
 def _joined(blocks: list[list[np.ndarray]]) -> Vectors:

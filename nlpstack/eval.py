@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from nlpstack import __version__
 from nlpstack.config import build, check_keys, near, parse_override
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
+from nlpstack.data.labelled import labelled_splits, load_labelled, read_labelled, split_key
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import standing, write_text
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.model import GPT, LanguageModel
-from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, TaskConfig
+from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig
 from nlpstack.tasks.corpus import tokenize_split
+from nlpstack.tasks.labelled_task import labelled_task, labelled_task_of
 from nlpstack.train import evaluator, runtime
 from nlpstack.train.log import Reporter, Silent, finite
 from nlpstack.train.run import read_record, read_results, results_text
@@ -33,6 +35,7 @@ class EvalOptions:
 
     data: Sequence[str] = ()  # none: the run's own
     documents: str | None = None
+    base: str | Path | None = None  # of an adapter, where it is not where the adapter says
     split: str | None = None  # none: test, or val where there is no test
     metrics: Sequence[str] = ()  # none: all
     overrides: Sequence[str] = ()  # "eval.key=value"
@@ -40,6 +43,7 @@ class EvalOptions:
     device: str = "auto"
     dtype: str = "fp32"
     threads: int | None = None
+    ignore_unknown: bool = False  # leave out examples with a label that training never saw, and say how many
     command: str = ""  # as typed, for the record
 
 
@@ -78,27 +82,21 @@ def finished_runs(folder: Path) -> list[Path]:
 def _evaluate_one(
     path: Path, options: EvalOptions, device: torch.device, dtype: str, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    model = load_model(path, device=device)
+    model = load_model(path, device=device, base=options.base, note=note)
     if model.tokenizer is None:
         raise ModelError(f"{path}: has no tokenizer, so text cannot be turned into its tokens")
     record = read_record(path) if (path / "config.toml").exists() else {}
     config = _eval_config(options, record)
-    split = _split(path, options, record, note)
-    task = _task(model, path, record)
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        shards = tokenize_split(
-            split,
-            model.tokenizer,
-            task.layout,
-            cache,
-            threads=options.threads or torch.get_num_threads(),
-            note=note,
-        )
+        name = labelled_task_of(model, record)
+        made = _labelled(model, name, path, options, record, note) if name else None
+        scored = made or _corpus(model, path, options, record, cache, note)
         started = time.perf_counter()
-        scores = evaluator.evaluate(model, task, shards, config, device=device, dtype=dtype)
+        scores = evaluator.evaluate(model, scored.task, scored.data, config, device=device, dtype=dtype)
         seconds = time.perf_counter() - started
-    note(f"{path}: {scores['loss'].n:,} tokens scored in {seconds:.1f} s, {scores['loss'].n / seconds:,.0f} tokens/s")
+    note(f"{path}: the {scored.split} split scored in {seconds:.1f} s")
+    task = scored.task
     names = list(options.metrics) or list(scores)
     for name in names:
         if name not in scores:
@@ -107,13 +105,71 @@ def _evaluate_one(
         "model": str(path),
         "task": task.name,
         "data": list(options.data) or record.get("data", {}).get("paths", []),
-        "split": split.name,
+        "split": scored.split,
         "metrics": {name: finite(scores[name]._asdict()) for name in names},
-        "hashes": {"data": split.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
+        "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
         "versions": {"nlpstack": __version__, "torch": torch.__version__},
         "eval": asdict(config),
         "command": options.command,
     }
+
+
+class _Scored(NamedTuple):
+    """What is scored."""
+
+    task: Task
+    data: object
+    split: str
+    key: str  # hash of the data
+
+
+def _corpus(
+    model: LanguageModel,
+    path: Path,
+    options: EvalOptions,
+    record: Mapping[str, Any],
+    cache: Path,
+    note: Callable[[str], None],
+) -> _Scored:
+    """A split of plain text, for a pretrained model."""
+    split, task = _split(path, options, record, note), _task(model, path, record)
+    threads = options.threads or torch.get_num_threads()
+    shards = tokenize_split(split, model.tokenizer, task.layout, cache, threads=threads, note=note)
+    return _Scored(task, shards, split.name, split.key)
+
+
+def _labelled(
+    model: LanguageModel,
+    name: str,
+    path: Path,
+    options: EvalOptions,
+    record: Mapping[str, Any],
+    note: Callable[[str], None],
+) -> _Scored:
+    """A split of labelled data, for a model that was fine-tuned."""
+    paths = list(options.data) or record.get("data", {}).get("paths", [])
+    if not paths:
+        raise DataError(f"{path}: not a run, so it names no data; give --data FILE|DIR")
+    files: dict[str, list[Path]] = labelled_splits(paths, name)
+    if options.data:
+        splits = read_labelled(files, name, note)
+    else:
+        share, seed = record["data"]["val_share"], record["train"]["seed"]
+        splits = load_labelled(paths, name, val_share=share, seed=seed, note=note)
+    wanted = (options.split,) if options.split else ("test", "all", "val", "train")
+    split = next((one for one in wanted if one in splits), None)
+    if split is None:
+        raise DataError(f"--split {options.split}: the data has no such split; it has: {', '.join(sorted(splits))}")
+    if options.split is None and split in ("val", "train"):
+        note(f"{path}: no test split; the {split} split is scored")
+    key = split_key(files.get(split) or files.get("train") or files["all"])
+    if not options.data and record.get("hashes", {}).get(f"data_{split}", key) != key:
+        note(f"warning: the {split} split is not the data that {path} was made with")
+    values = {**record.get("task", {}), **({"ignore_unknown": True} if options.ignore_unknown else {})}
+    config: TaskConfig = build(TaskConfig, {**values, "name": name}, "task", {}, f"{path}/config.toml")
+    task = labelled_task(model, config)
+    examples: Any = splits[split]
+    return _Scored(task, task.encode(examples, split, note), split, key)
 
 
 def _task(model: LanguageModel, path: Path, record: Mapping[str, Any]) -> CausalLM | MaskedLM:

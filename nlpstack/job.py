@@ -81,6 +81,7 @@ class Material:
     baselines: Callable[[], dict[str, dict[str, float]]] = dict  # name -> scores of guessing, beside the final ones
     hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
     facts: dict[str, str] = field(default_factory=dict)  # for the model card
+    start: str = ""  # the model whose weights the run began with
 
 
 Prepare = Callable[[Path, int, Callable[[str], None]], Material]  # (cache folder, threads, note)
@@ -232,7 +233,7 @@ class Job:
                 self.reporter.say(f"resumed after step {trainer.state.step:,} of {trainer.choices.steps:,}")
         else:
             self.folder.clear()
-        self.folder.write_record(self.run, self._records(trainer.choices, material.hashes))
+        self.folder.write_record(self.run, self._records(trainer.choices, material))
         self.reporter.say(describe_choices(trainer.choices))
 
     def _check_kept(self, kept: Choices, hashes: dict[str, str]) -> None:
@@ -251,13 +252,15 @@ class Job:
         if unkept:
             self.reporter.say(f"going on inexactly: {'; '.join(unkept)}")
 
-    def _records(self, choices: Choices, hashes: dict[str, str]) -> dict[str, dict[str, Any]]:
+    def _records(self, choices: Choices, material: Material) -> dict[str, dict[str, Any]]:
         versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
         records: dict[str, dict[str, Any]] = {
-            "hashes": hashes,
+            "hashes": material.hashes,
             "versions": {"nlpstack": __version__, "python": platform.python_version(), **versions},
             "choices": asdict(choices),
         }
+        if material.start:
+            records["start"] = {"model": material.start}
         if self.options.command:
             records["command"] = {"typed": self.options.command}
         inexact = choices.unkept() or self.folder.record.get("inexact", {}).get("changed", [])

@@ -1,20 +1,40 @@
-"""What `nlpstack fill-mask` does: a BERT and a text with masks in, the best tokens for each mask out."""
+"""What `nlpstack fill-mask` and `nlpstack predict` do: tokens for a text's masks, results for a file's rows."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nlpstack.config import build
+from nlpstack.data.labelled import (
+    SUFFIXES_OF,
+    PromptExample,
+    TaggedExample,
+    TextExample,
+    prompt_of,
+    table_rows,
+    tagged_rows,
+    text_field,
+)
+from nlpstack.data.readers import corpus_suffix, json_rows, text_lines
+from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.hub import load_model
-from nlpstack.model import BERT, LanguageModel
+from nlpstack.model import BERT, GPT, LanguageModel
+from nlpstack.tasks import NER, Generation, TaskConfig
+from nlpstack.tasks.labelled_task import LabelledTask, labelled_task, labelled_task_of
 from nlpstack.tokenizer import Tokenizer
+from nlpstack.train.run import read_record
 from nlpstack.train.runtime import resolve_device, session
 
+_CHUNK = 512  # inputs that are read, and put in order of length, at a time
+_WORD = re.compile(r"\w+|[^\w\s]")
 _ANY_MASK = re.compile(r"\[mask\]|<mask>", re.IGNORECASE)  # as BERT and RoBERTa spell it, or nearly
 
 
@@ -161,3 +181,116 @@ def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> str:
     if spelled != text and spelled == f"##{text}":  # it goes on with the word before it
         before = before.rstrip()
     return f"{before}{text if before else text.lstrip()}{after}"
+
+
+# -- labels, entities and texts for a file -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How predictions are made."""
+
+    base: str | Path | None = None  # of an adapter, where it is not where the adapter says
+    batch_tokens: int = 8192  # of a batch, padding included
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # keys of [task]: threshold, constrained, truncate
+    sampling: Sampling = field(default_factory=lambda: Sampling(greedy=True))  # generation
+    device: str = "auto"
+    threads: int | None = None
+
+
+def predict(
+    model: str | Path,
+    source: str | Path,
+    options: PredictOptions | None = None,
+    *,
+    skip: int = 0,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[dict[str, Any]]:
+    """One result an input, in the order of the file, without the first `skip`; little of the file is held at a time.
+
+    Classification: `label`, `probabilities`; NER: `tags`, `entities`; generation: `text`. A .txt has a text or prompt a
+    line; the other kinds are those of training, of which labels are not read. For NER a text is split into words and
+    other signs, one by one.
+    """
+    options, path = options or PredictOptions(), Path(source)
+    if not path.is_file():
+        raise DataError(f"{source}: no such file")
+    ready = load_model(model, device=resolve_device(options.device), base=options.base, note=note)
+    record = read_record(Path(model)) if (Path(model) / "config.toml").is_file() else {}
+    name = labelled_task_of(ready, record) or ("generation" if isinstance(ready, GPT) else "")
+    if not name:
+        raise ModelError(
+            f"{model}: was not fine-tuned for a task; make such a model with: nlpstack finetune --task ner"
+        )
+    if ready.tokenizer is None:
+        raise ModelError(f"{model}: has no tokenizer, so it cannot read a text; add its files")
+    values = {**record.get("task", {}), **options.overrides, "name": name}
+    task = labelled_task(ready, build(TaskConfig, values, "task", {}, "predict"))
+    inputs = islice(_inputs(path, name, note), skip, None)
+    with session(threads=options.threads or torch.get_num_threads(), deterministic=False), evaluating(ready):
+        while chunk := list(islice(inputs, _CHUNK)):
+            yield from _results(task, ready, chunk, options)
+
+
+class _Input(NamedTuple):
+    """An example without labels and, of a sentence cut into words here, its text and the words' places."""
+
+    example: Any
+    text: str = ""
+    starts: tuple[int, ...] = ()
+
+
+def _inputs(path: Path, task: str, note: Callable[[str], None]) -> Iterator[_Input]:
+    """The inputs of a file one by one; raises DataError with file and line."""
+    kinds = (".txt", *SUFFIXES_OF[task])
+    if corpus_suffix(path, kinds) is None:
+        raise DataError(
+            f"{path}: not a kind of file that is read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}"
+        )
+    if corpus_suffix(path, [".txt"]):
+        for number, line in enumerate(text_lines(path, note), 1):
+            yield _text_input(f"{path}:{number}", text_field(f"{path}:{number}", {"text": line}, "text"), task)
+    elif task == "ner":
+        for number, words, _ in tagged_rows(path, note):
+            yield _Input(TaggedExample(f"{path}:{number}", words, None))
+    elif task == "generation":
+        for number, row in json_rows(path, note):
+            yield _Input(prompt_of(f"{path}:{number}", row, labelled=False))
+    else:
+        for where, row in table_rows(path, note):
+            names = ("text_a", "text_b") if "text_a" in row else ("text",)
+            texts = (*(text_field(where, row, one) for one in names), None)
+            yield _Input(TextExample(where, texts[0], texts[1], None))
+
+
+def _text_input(where: str, text: str, task: str) -> _Input:
+    if task == "classification":
+        return _Input(TextExample(where, text, None, None))
+    if task == "generation":
+        return _Input(PromptExample(where, text, None, ()))
+    found = list(_WORD.finditer(text))
+    return _Input(TaggedExample(where, tuple(one[0] for one in found), None), text, tuple(one.start() for one in found))
+
+
+@torch.inference_mode()
+def _results(
+    task: LabelledTask, model: LanguageModel, chunk: list[_Input], options: PredictOptions
+) -> Iterator[dict[str, Any]]:
+    examples = [one.example for one in chunk]
+    if isinstance(task, Generation):
+        yield from ({"text": text} for text in task.write(model, [e.prompt for e in examples], options.sampling))
+        return
+    device = model.transformer.tokens.weight.device
+    rows = task.encode(examples, "input", lambda line: None)
+    found: dict[int, dict[str, Any]] = {}
+    places = {id(one.example): one for one in chunk}
+    metric = task.metric()
+    for batch in rows.batches(options.batch_tokens):
+        if isinstance(task, NER):
+            for example, values, tags in task.decoded(model, batch.to(device), metric):
+                given = places[id(example)]
+                names, entities = task.entities(example.words, tags, values, given.text, given.starts)
+                found[id(example)] = {"tags": names, "entities": entities}
+        else:
+            found |= {id(examples[number]): said for number, said in task.predict(model, batch.to(device))}
+    yield from (found[id(example)] for example in examples)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nlpstack.baselines import masked_token_baselines
@@ -16,11 +16,12 @@ from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.model.heads import Head
 from nlpstack.report import add_loss_picture
+from nlpstack.start import with_shape_of
 from nlpstack.tasks import CausalLM, DocumentLayout, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import LOSS_PICTURE, Run, check_task, load_run
+from nlpstack.train.run import LOSS_PICTURE, Run, load_run
 
 Note = Callable[[str], None]
 
@@ -45,12 +46,16 @@ def pretrain(
     """
     options, reporter = options or RunOptions(), reporter or Silent()
     run = load_run(recipe, "pretrain", options.flags, overrides)
+    if run.config.task.name or run.config.lora.rank or run.config.train.freeze:
+        raise ConfigError(
+            f"the recipe '{run.name}' has a task, adapters or frozen weights, which are of 'nlpstack finetune'"
+        )
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
     start = load_model(options.model) if options.model is not None else None
     if start is not None:
-        run = _with_shape_of(start, run, f"--model {options.model}")
+        run = with_shape_of(start, run, f"--model {options.model}")
 
     def prepare(cache: Path, threads: int, note: Note) -> Material:
         return _prepare(run, start, options, cache, threads, note)
@@ -184,28 +189,3 @@ def _given_tokenizer(options: RunOptions, start: LanguageModel | None) -> Tokeni
     if given is not None and given.hash != own.hash:
         raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
     return own
-
-
-def _with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
-    """The run with the starting model's shape, but for dropout, which is no weight; a shape asked for is refused."""
-    resolved = run.resolved
-    if start.config.causal != run.config.model.causal:
-        there, wanted = ("GPT", "BERT") if start.config.causal else ("BERT", "GPT")
-        raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
-    for key, setter in resolved.origin.items():
-        section, _, name = key.partition(".")
-        if section != "model" or name == "dropout" or setter not in ("flag", "--set"):
-            continue
-        asked, given = getattr(run.config.model, name), getattr(start.config, name)
-        if asked != given:
-            raise ConfigError(f"{setter}: {key}={asked}, but {source} has {given}; leave it out")
-    shape = replace(start.config, dropout=run.config.model.dropout)
-    origin = {key: value for key, value in resolved.origin.items() if not key.startswith("model.")}
-    origin.update((f"model.{name}", source) for name in asdict(shape) if name != "dropout")
-    if "model.dropout" in resolved.origin:
-        origin["model.dropout"] = resolved.origin["model.dropout"]
-    sections = {**resolved.sections, "model": shape}
-    resolved = replace(resolved, sections=sections, origin=origin)
-    run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
-    check_task(run)
-    return run

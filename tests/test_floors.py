@@ -22,6 +22,7 @@ FLOORS: dict[str, float] = {
     "baselines": 6,
     "memory": 6,
     "report": 6,
+    "start": 6,
     "zscore": 6,
     "train": 5,
     "tasks": 4,

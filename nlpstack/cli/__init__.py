@@ -15,8 +15,11 @@ from nlpstack.cli.doctor import doctor_command
 from nlpstack.cli.embed import embed_command
 from nlpstack.cli.eval import eval_command
 from nlpstack.cli.fill_mask import fill_mask_command
+from nlpstack.cli.finetune import finetune_command
 from nlpstack.cli.generate import generate_command
 from nlpstack.cli.info import info_command
+from nlpstack.cli.merge import merge_command
+from nlpstack.cli.predict import predict_command
 from nlpstack.cli.pretrain import pretrain_command
 from nlpstack.cli.recipes import recipes_command
 from nlpstack.cli.tokenizer import tokenizer_group
@@ -40,8 +43,9 @@ def main() -> None:
 
 
 COMMANDS = (
-    *(pretrain_command, generate_command, fill_mask_command, embed_command, attention_command, eval_command),
-    *(tokenizer_group, recipes_command, info_command, doctor_command, completion_command),
+    *(pretrain_command, finetune_command, eval_command, predict_command, merge_command, generate_command),
+    *(fill_mask_command, embed_command, attention_command, tokenizer_group, recipes_command, info_command),
+    *(doctor_command, completion_command),
 )
 for command in COMMANDS:
     main.add_command(command)

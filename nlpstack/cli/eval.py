@@ -23,6 +23,14 @@ _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 @click.option("--data", multiple=True, metavar="PATH", help="Text to score [default: the run's own].")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
+@click.option("--base", metavar="DIR", shell_complete=complete_folders, help="An adapter's base, where it has moved.")
+@click.option(
+    "--unknown-labels",
+    type=click.Choice(["error", "ignore"]),
+    default="error",
+    show_default=True,
+    help="Examples with a label that training never saw.",
+)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this score; repeatable.")
 @click.option("--window", type=int, help="Input tokens at a time [default: the model's context].")
 @click.option("--stride", type=int, help="Tokens from window to window [default: the window].")
@@ -50,6 +58,8 @@ def eval_command(models: tuple[str, ...], **given: Any) -> None:
         data=given["data"],
         documents=given["documents"],
         split=given["split"],
+        base=given["base"],
+        ignore_unknown=given["unknown_labels"] == "ignore",
         metrics=given["metrics"],
         overrides=given["overrides"],
         flags={"window": given["window"], "stride": given["stride"]},

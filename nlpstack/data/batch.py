@@ -1,6 +1,6 @@
 """What a model is trained and scored on: token rows of equal length, with their labels counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -50,3 +50,15 @@ def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) 
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return torch.from_numpy(out)
+
+
+def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Numbers of rows of like length, longest first, in batches of at most `budget` tokens or of one row."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch

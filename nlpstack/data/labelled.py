@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import attrgetter
@@ -26,8 +26,8 @@ SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
     "generation": (".jsonl",),
 }
 Note = Callable[[str], None]
-_Rows = list[tuple[str, dict[str, Any]]]  # where each stands, and its fields
-_Sentences = list[tuple[int, tuple[str, ...], tuple[str, ...]]]  # number of the first line, words, tags
+Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
+Sentence = tuple[int, tuple[str, ...], tuple[str, ...]]  # number of the first line, words, tags
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", tuple: "list"}
@@ -80,14 +80,13 @@ def read_texts(path: Path, note: Note, *, labelled: bool = True) -> list[TextExa
     Labels are lists of classes, or numbers (one at least with a point or an exponent), or else classes. `score`, always
     a number, takes the place of a missing `label`. Without `labelled` a file may have neither.
     """
-    is_json = corpus_suffix(path, [".jsonl"]) is not None
-    rows = [(f"{path}:{n}", row) for n, row in json_rows(path, note)] if is_json else _table(path, note, labelled)
+    rows, is_json = list(table_rows(path, note, labelled=labelled)), corpus_suffix(path, [".jsonl"]) is not None
     if not rows:
         return []
     inputs, name = _fields(rows[0][0], list(rows[0][1]), labelled)
     if name == "score":
         note(f"{path}: has no 'label'; its 'score' is read as the label, a number")
-    texts = [(*(_field(where, row, field) for field in inputs), None) for where, row in rows]
+    texts = [(*(text_field(where, row, field) for field in inputs), None) for where, row in rows]
     labels = _labels(rows, name, is_json) if name else [None] * len(rows)
     return [TextExample(row[0], text[0], text[1], label) for row, text, label in zip(rows, texts, labels, strict=True)]
 
@@ -105,12 +104,15 @@ def _fields(where: str, found: Sequence[str], labelled: bool) -> tuple[tuple[str
     return inputs, name
 
 
-def _table(path: Path, note: Note, labelled: bool) -> _Rows:
+def table_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[Row]:
+    """The rows of a .tsv, .csv or .jsonl file one by one; a table's header must have the fields of a text."""
+    if corpus_suffix(path, [".jsonl"]):
+        yield from ((f"{path}:{number}", row) for number, row in json_rows(path, note))
+        return
     lines = (line + "\n" for line in text_lines(path, note))
     is_tsv = corpus_suffix(path, [".tsv"])
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
     header: list[str] = []
-    rows: _Rows = []
     next_line = 1
     try:
         for fields in reader:
@@ -121,13 +123,12 @@ def _table(path: Path, note: Note, labelled: bool) -> _Rows:
             elif fields and len(fields) != len(header):
                 raise DataError(f"{where}: expected {len(header)} columns, as in the header, found {len(fields)}")
             elif fields:
-                rows.append((where, dict(zip(header, fields, strict=True))))
+                yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}:{next_line}: cannot be read as a row ({error})") from error
-    return rows
 
 
-def _labels(rows: _Rows, name: str, is_json: bool) -> list[Any]:
+def _labels(rows: Sequence[Row], name: str, is_json: bool) -> list[Any]:
     values: list[Any] = [row.get(name) for _, row in rows]
     if not is_json and (name == "score" or any(not v.lstrip("+-").isdigit() and _NUMBER.fullmatch(v) for v in values)):
         values = [float(value) if _NUMBER.fullmatch(value) else value for value in values]
@@ -155,15 +156,18 @@ def read_tagged(path: Path, note: Note, *, labelled: bool = True) -> list[Tagged
     blank line ends a sentence. Without `labelled` a file may have words only.
     """
     is_json = corpus_suffix(path, [".jsonl"]) is not None
-    found = _token_lists(path, note, labelled) if is_json else _sentences(path, note, labelled)
+    found = list(tagged_rows(path, note, labelled=labelled))
     tags, scheme = to_iob2([row[2] for row in found], lambda i, j: f"{path}:{found[i][0] + (0 if is_json else j)}")
     if scheme != "IOB2":
         note(f"{path}: its tags are {scheme}; they are converted to IOB2")
     return [TaggedExample(f"{path}:{row[0]}", row[1], iob2 or None) for row, iob2 in zip(found, tags, strict=True)]
 
 
-def _sentences(path: Path, note: Note, labelled: bool) -> _Sentences:
-    found: _Sentences = []
+def tagged_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[Sentence]:
+    """The sentences of a CoNLL file or of a .jsonl with `tokens` one by one, with their tags as they are."""
+    if corpus_suffix(path, [".jsonl"]):
+        yield from _token_lists(path, note, labelled)
+        return
     n_skipped = width = 0
     for is_blank, lines in groupby(enumerate(text_lines(path, note), 1), key=lambda line: not line[1].strip()):
         rows = [(n, line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))) for n, line in lines]
@@ -176,22 +180,23 @@ def _sentences(path: Path, note: Note, labelled: bool) -> _Sentences:
                 wanted = {1: "one word", 2: "'word<TAB>tag'"}.get(width, f"'word<TAB>tag' in {width} columns")
                 raise DataError(f"{path}:{number}: expected {wanted}, got {', '.join(map(repr, row)):.80}")
         tags = tuple(row[-1] for _, row in rows) if width > 1 else ()
-        found.append((rows[0][0], tuple(row[0] for _, row in rows), tags))
+        yield rows[0][0], tuple(row[0] for _, row in rows), tags
     if n_skipped:
         note(f"{path}: {n_skipped:,} -DOCSTART- lines are skipped")
-    return found
 
 
-def _token_lists(path: Path, note: Note, labelled: bool) -> _Sentences:
-    found: _Sentences = []
+def _token_lists(path: Path, note: Note, labelled: bool) -> Iterator[Sentence]:
+    has_tags: bool | None = None  # as the first row
     for number, row in json_rows(path, note):
         where = f"{path}:{number}"
-        has_tags = bool(found[0][2]) if found else labelled or "tags" in row
-        words, tags = _field(where, row, "tokens", many=True), _field(where, row, "tags", many=True) if has_tags else ()
+        has_tags = has_tags if has_tags is not None else labelled or "tags" in row
+        words, tags = (
+            text_field(where, row, "tokens", many=True),
+            text_field(where, row, "tags", many=True) if has_tags else (),
+        )
         if has_tags and len(words) != len(tags):
             raise DataError(f"{where}: {len(words)} tokens, but {len(tags)} tags; each token needs one")
-        found.append((number, words, tags))
-    return found
+        yield number, words, tags
 
 
 def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[PromptExample]:
@@ -200,25 +205,26 @@ def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[Promp
     Of `messages` (`role`, `content`) the last, the assistant's, is the completion; the prompt is a line `role: content`
     for each before, then `assistant:`. Without `labelled` a row may be a prompt alone.
     """
-    found = []
-    for number, row in json_rows(path, note):
-        where = f"{path}:{number}"
-        if "messages" in row:
-            row |= _unrolled(where, row["messages"], labelled)
-        prompt = _field(where, row, "source" if "source" in row and "prompt" not in row else "prompt")
-        name = next((name for name in ("completion", "target") if name in row), None)
-        given = "references" in row
-        if labelled and not name and not given:
-            raise DataError(f"{where}: needs 'completion' (or 'target'), 'references' or 'messages'")
-        completion = _field(where, row, name) if name else None
-        references = _field(where, row, "references", many=True) if given else (completion,) if completion else ()
-        found.append(PromptExample(where, prompt, completion, references))
-    return found
+    return [prompt_of(f"{path}:{number}", row, labelled=labelled) for number, row in json_rows(path, note)]
+
+
+def prompt_of(where: str, row: dict[str, Any], *, labelled: bool) -> PromptExample:
+    """The example of a row, as `read_prompts` has it."""
+    if "messages" in row:
+        row |= _unrolled(where, row["messages"], labelled)
+    prompt = text_field(where, row, "source" if "source" in row and "prompt" not in row else "prompt")
+    name = next((name for name in ("completion", "target") if name in row), None)
+    given = "references" in row
+    if labelled and not name and not given:
+        raise DataError(f"{where}: needs 'completion' (or 'target'), 'references' or 'messages'")
+    completion = text_field(where, row, name) if name else None
+    references = text_field(where, row, "references", many=True) if given else (completion,) if completion else ()
+    return PromptExample(where, prompt, completion, references)
 
 
 def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, str]:
     turns = messages if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages) else []
-    texts = [(_field(where, turn, "role"), _field(where, turn, "content")) for turn in turns]
+    texts = [(text_field(where, turn, "role"), text_field(where, turn, "content")) for turn in turns]
     answer = [content for role, content in texts[-1:] if role == "assistant"]
     before = texts[: len(texts) - len(answer)]
     if not before or (labelled and not answer):
@@ -227,7 +233,7 @@ def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, str]:
     return {"prompt": prompt, **({"completion": answer[0]} if answer else {})}
 
 
-def _field(where: str, row: dict[str, Any], name: str, *, many: bool = False) -> Any:
+def text_field(where: str, row: dict[str, Any], name: str, *, many: bool = False) -> Any:
     """A field that is a text, or of `many` texts a tuple."""
     texts = row.get(name) if many else [row.get(name)]
     if isinstance(texts, list) and texts and all(map(_is_text, texts)):

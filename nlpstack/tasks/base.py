@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,16 +14,25 @@ from nlpstack.metrics import Score
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class TaskConfig:
-    """What a BERT is pretrained on; a GPT's task has nothing to choose."""
+    """What a BERT is pretrained on, or what a model is fine-tuned to do; pretraining a GPT leaves nothing to choose."""
 
+    name: Literal["", "classification", "ner", "generation"] = ""  # what for; empty: pretraining
     nsp: bool = True  # also tell whether the second of two texts follows the first; false: one text a row, packed
     mask_share: float = 0.15  # of the tokens, that are hidden and to be guessed
     whole_words: bool = False  # hide all tokens of a word or none
+    truncate: bool = False  # fine-tuning: cut inputs that are longer than the context, and say how many
+    ignore_unknown: bool = False  # leave out examples with a label that training never saw, and say how many
+    threshold: float = 0.5  # classification: the probability from which one of several labels is given
+    class_weights: Literal["none", "balanced"] = "none"  # classification: in the loss; balanced: rare ones count more
+    label_smoothing: float = 0.0  # classification, ner: share of a label that goes to all of them
+    constrained: bool = True  # ner: only tags that may follow each other, by Viterbi's algorithm
 
     @model_validator(mode="after")
     def _check(self) -> "TaskConfig":
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} must be above 0 and below 1")
+        if not 0 < self.threshold < 1 or not 0 <= self.label_smoothing < 1:
+            raise ValueError("threshold must be above 0 and below 1, label_smoothing at least 0 and below 1")
         return self
 
 

@@ -1,6 +1,7 @@
 """Optimizers, which weights they decay, and the learning rate at each step."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, Literal
@@ -47,6 +48,7 @@ class OptimConfig:
     min_lr: float = 0.1  # where the schedule ends, as a share of lr
     decay_share: float = 0.2  # of wsd: the share of steps that go down at the end
     clip: float | None = None  # largest norm of the whole gradient; 0: not clipped
+    layer_decay: float = 1.0  # each layer's lr is so many times that of the layer above it; embeddings are the lowest
 
     # Schedules whose past does not depend on the number of steps: such a run may be made longer.
     open_ended: ClassVar[tuple[str, ...]] = ("constant", "wsd")
@@ -81,6 +83,8 @@ class OptimConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if self.eps is not None and self.eps <= 0:
             raise ValueError(f"eps={self.eps} must be above 0")
+        if not 0 < self.layer_decay <= 1 or (self.layer_decay < 1 and self.full_batch):
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1; lbfgs has one lr")
         if self.min_lr > 1 or not 0 < self.decay_share <= 1:
             raise ValueError("min_lr must be at most 1, decay_share above 0 and at most 1")
         if self.nesterov and not self.momentum:
@@ -141,7 +145,7 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
         }
         return [torch.optim.LBFGS(trained, **_of(config, "lr"), **limits, line_search_fn="strong_wolfe")]
     if config.name != "muon":
-        return [_first_order(config.name, trained, config)]
+        return [_first_order(config.name, _by_share(model, trained, config), config)]
     # Muon is for hidden matrices; embeddings and the unembedding do better with AdamW (Jordan et al. 2024).
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.dim() == 2}
@@ -152,20 +156,37 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
         **_of(config, "lr", "weight_decay", "momentum", "nesterov"),
         adjust_lr_fn="match_rms_adamw",  # steps as large as AdamW's, so that one lr serves both (Liu et al. 2025, 2.2)
     )
-    return [muon, _first_order("adamw", rest, config)] if rest else [muon]
+    return [muon, _first_order("adamw", {1.0: rest}, config)] if rest else [muon]
 
 
-def _first_order(name: str, parameters: list[nn.Parameter], config: OptimConfig) -> Optimizer:
+def _by_share(model: nn.Module, trained: list[nn.Parameter], config: OptimConfig) -> dict[float, list[nn.Parameter]]:
+    """Weights by the share of the learning rate that their layer gets (Howard & Ruder 2018, ULMFiT, section 3.2)."""
+    if config.layer_decay == 1:
+        return {1.0: trained}
+    depth = sum(isinstance(module, Block) for module in model.modules()) + 1  # of what stands on the blocks
+    known = {id(parameter) for parameter in trained}
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        number = re.search(r"\.blocks\.(\d+)\.", name)
+        embedding = re.search(r"(tokens|positions|segments)\.weight$", name)
+        height = int(number[1]) + 1 if number else 0 if embedding else depth
+        if id(parameter) in known:
+            found.setdefault(config.layer_decay ** (depth - height), []).append(parameter)
+    return found
+
+
+def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config: OptimConfig) -> Optimizer:
     """An optimizer that needs one gradient a step; only matrices are decayed.
 
     AdamW shrinks the weights themselves (decoupled decay); in all others the decay is added to the gradient (L2).
     """
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if matrix == (p.dim() >= 2)], "weight_decay": decay, "lr_share": share}
+        for share, parameters in by_share.items()
+        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     groups = [group for group in groups if group["params"]]
-    kinds = {parameter.device.type for parameter in parameters}
+    kinds = {parameter.device.type for parameters in by_share.values() for parameter in parameters}
     fused = kinds <= {"cpu", "cuda"}
     if name == "sgd":
         return torch.optim.SGD(groups, **_of(config, "lr", "momentum", "nesterov"), fused=fused)

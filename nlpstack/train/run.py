@@ -19,6 +19,7 @@ from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
 from nlpstack.files import ASIDE_SUFFIX, remove_leftovers, write_text
 from nlpstack.model import TransformerConfig
+from nlpstack.model.lora import LoRAConfig
 from nlpstack.recipes import find_recipe
 from nlpstack.tasks import EvalConfig, TaskConfig
 from nlpstack.tokenizer import TokenizerConfig
@@ -56,6 +57,7 @@ class TrainConfig:
     threads: int = 0  # 0: as many as torch finds cores
     seed: int = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
+    freeze: list[str] = ()  # type: ignore[assignment]  # weights whose names begin so do not train
     activation_checkpointing: bool = False  # less memory, about a third more work
     patience: int = 0  # validations without a better one before stopping early; 0: never
     max_skips: int = 3  # steps in a row with a loss or gradient that is not finite
@@ -102,6 +104,7 @@ class RunConfig:
     tokenizer: TokenizerConfig
     data: DataConfig
     task: TaskConfig
+    lora: LoRAConfig
     optim: OptimConfig
     train: TrainConfig
     eval: EvalConfig
@@ -112,6 +115,7 @@ SECTIONS: dict[str, type] = {
     "tokenizer": TokenizerConfig,
     "data": DataConfig,
     "task": TaskConfig,
+    "lora": LoRAConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -137,15 +141,26 @@ def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Seque
     return run
 
 
+# The keys of [task] that each task has.
+USED_BY: Mapping[str, tuple[str, ...]] = {
+    "masked_lm": ("nsp", "mask_share", "whole_words"),
+    "classification": ("truncate", "ignore_unknown", "threshold", "class_weights", "label_smoothing"),
+    "ner": ("ignore_unknown", "label_smoothing", "constrained"),
+    "generation": ("truncate",),
+}
+
+
 def check_task(run: Run) -> None:
     """Raise ConfigError where the model's shape and the task do not go together."""
     model, task, origin = run.config.model, run.config.task, run.resolved.origin
-    if model.causal:
-        # A value that is the default says nothing: the record of a GPT's run has them all.
-        for key, setter in origin.items():
-            name = key.removeprefix("task.")
-            if name != key and getattr(task, name) != getattr(TaskConfig, name):
-                raise ConfigError(f"{setter}: {key}: of a BERT; a GPT (model.causal=true) has no such choice")
+    used = USED_BY.get(task.name or ("causal_lm" if model.causal else "masked_lm"), ())
+    # A value that is the default says nothing: the record of a run has them all.
+    for key, setter in origin.items():
+        name = key.removeprefix("task.")
+        if name not in (key, "name", *used) and getattr(task, name) != getattr(TaskConfig, name):
+            what = f"the task {task.name}" if task.name else "a GPT (model.causal=true)" if model.causal else "a BERT"
+            raise ConfigError(f"{setter}: {key}: {what} has no such choice")
+    if task.name or model.causal:
         return
     for key in ("window", "stride"):
         if value := getattr(run.config.eval, key):

@@ -1,0 +1,64 @@
+"""`nlpstack finetune`."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nlpstack.cli.options import complete_folders, complete_recipes
+from nlpstack.cli.training import run_training, training_options
+
+if TYPE_CHECKING:
+    from nlpstack.job import RunOptions, RunResult
+    from nlpstack.train.log import Reporter
+
+
+@click.command("finetune")
+@click.argument("recipe", required=False, shell_complete=complete_recipes)
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "ner", "generation"]),
+    help="What the model is to do; without RECIPE, its default recipe.",
+)
+@click.option("--lora", is_flag=True, help="Train adapters and what is new; the model itself stays as it is.")
+@click.option(
+    "--model",
+    metavar="DIR",
+    shell_complete=complete_folders,
+    help="The model to adapt [default: the newest finished pretraining run under runs/].",
+)
+@click.option(
+    "--unknown-labels",
+    type=click.Choice(["error", "ignore"]),
+    help="Validation examples with a label that training lacks: an error, or left out and counted.",
+)
+@training_options
+def finetune_command(
+    recipe: str | None, task: str | None, lora: bool, unknown_labels: str | None, **given: Any
+) -> None:
+    """Adapt a pretrained model by a RECIPE (a name or a .toml file), or the default one of a --task.
+
+    \b
+    Examples:
+      nlpstack finetune --task ner --lora
+      nlpstack finetune --task classification --data reviews/ --model runs/bert
+      nlpstack finetune pair --set train.epochs=3 --out runs/pairs
+    """
+    if recipe is None and task is None:
+        raise click.UsageError("give a RECIPE or a --task")
+
+    def train(options: "RunOptions", reporter: "Reporter") -> "RunResult | None":
+        from nlpstack.finetune import finetune
+
+        return finetune(
+            recipe or f"{task}{'-lora' * lora}",
+            given["overrides"],
+            task=task,
+            lora=lora,
+            out=given["out"],
+            resume=given["resume"],
+            overwrite=given["overwrite"],
+            options=options,
+            reporter=reporter,
+        )
+
+    run_training(train, given, {"task.ignore_unknown": unknown_labels == "ignore" if unknown_labels else None})

@@ -1,0 +1,33 @@
+"""`nlpstack merge`."""
+
+import click
+
+from nlpstack.cli.options import complete_folders, echo_json, make_reporter, output_options
+
+
+@click.command("merge")
+@click.argument("adapter", metavar="ADAPTER", shell_complete=complete_folders)
+@click.option("--out", required=True, metavar="DIR", help="The merged model's folder.")
+@click.option("--base", metavar="DIR", shell_complete=complete_folders, help="The base model, where it has moved.")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference of logits allowed.")
+@output_options
+def merge_command(
+    adapter: str, out: str, base: str | None, tolerance: float, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Fold an ADAPTER (a LoRA run or an adapter folder) into its base, in fp32, and write a plain model folder.
+
+    \b
+    Example:
+      nlpstack merge runs/ner-lora --out merged
+    """
+    from dataclasses import asdict
+
+    from nlpstack.merge import merge
+
+    result = merge(adapter, out, base=base, tolerance=tolerance, note=make_reporter(quiet=quiet).say)
+    if as_json:
+        echo_json(asdict(result))
+    else:
+        click.echo(
+            f"{result.out}: {result.layers} layers merged; the largest logit difference is {result.difference:.2e}"
+        )

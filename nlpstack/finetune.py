@@ -1,0 +1,236 @@
+"""What `nlpstack finetune` does, top to bottom: a pretrained model and labelled data to a model that does a job."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nlpstack.data.labelled import Splits, labelled_splits, load_labelled, split_key
+from nlpstack.data.loader import Bucketed
+from nlpstack.decode import Sampling
+from nlpstack.decode.loop import evaluating
+from nlpstack.errors import ConfigError, ModelError
+from nlpstack.hub import load_model, weights_hash
+from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
+from nlpstack.model import BERT, GPT, LanguageModel
+from nlpstack.model.heads import Labels
+from nlpstack.model.lora import add_lora
+from nlpstack.report import add_loss_picture
+from nlpstack.start import newest_pretrained, with_shape_of
+from nlpstack.tasks import NER, Classification, Generation
+from nlpstack.tasks.classification import labels_of
+from nlpstack.tasks.labelled import EncodedRows
+from nlpstack.tasks.labelled_task import LabelledTask
+from nlpstack.tasks.ner import tags_of
+from nlpstack.train.log import Reporter, Silent
+from nlpstack.train.run import LOSS_PICTURE, Run, load_run, read_record
+
+Note = Callable[[str], None]
+
+RUNS = Path("runs")
+_SHOWN_CHARS = 100  # of an example that is shown
+
+
+def finetune(
+    recipe: str = "ner",
+    overrides: Sequence[str] = (),
+    *,
+    task: str | None = None,
+    lora: bool | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    options: RunOptions | None = None,
+    reporter: Reporter | None = None,
+) -> RunResult | None:
+    """Adapt a model by a recipe, with `overrides` ("section.key=value"), into the run folder `out` (runs/<recipe>).
+
+    `task` and `lora`, where given, must be what the recipe has. Without `options.model` it is the newest pretraining
+    run under runs/. Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend,
+    and Stopped, after saving, where `options.stop` was set.
+    """
+    options, reporter = options or RunOptions(), reporter or Silent()
+    run = load_run(recipe, "finetune", options.flags, overrides)
+    _check_recipe(run, task, lora)
+    path = Path(out) if out is not None else RUNS / run.name
+    place = _start(run, options, path, resume=resume)
+    reporter.say(f"starts from {place}")
+    start = load_model(place)
+    _check_start(start, run.config.task.name, place)
+    run = with_shape_of(start, run, f"--model {place}")
+
+    def prepare(cache: Path, threads: int, note: Note) -> Material:
+        return _prepare(run, start, place, note)
+
+    options = replace(options, model=place)
+    result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
+    if result is not None and not (result.finished_before and (path / LOSS_PICTURE).exists()):
+        with options.stop.deferred():
+            add_loss_picture(path, reporter.say)
+    return result
+
+
+def _check_recipe(run: Run, task: str | None, lora: bool | None) -> None:
+    own = run.config.task.name
+    if not own:
+        raise ConfigError(f"the recipe '{run.name}' has no task.name: classification, ner or generation")
+    if task is not None and task != own:
+        raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own} (task.name)")
+    if lora and not run.config.lora.rank:
+        raise ConfigError(f"--lora: the recipe '{run.name}' has no adapters (lora.rank=0); give --set lora.rank=8")
+
+
+def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
+    """The model to start from: the one given, that of the run to resume, or the newest of the right kind."""
+    if options.model is not None:
+        return Path(options.model)
+    if resume and (out / "config.toml").exists():
+        before = read_record(out).get("start", {}).get("model")
+        if before:
+            return Path(before)
+    return newest_pretrained(RUNS, causal=run.config.task.name == "generation")
+
+
+def _check_start(start: LanguageModel, task: str, place: Path) -> None:
+    if start.base is not None:
+        raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
+    if isinstance(start, GPT) != (task == "generation"):
+        kind, takes = ("GPT", "BERT") if isinstance(start, GPT) else ("BERT", "GPT")
+        raise ModelError(f"{place}: a {kind}, and the task {task} takes a {takes}; name another with --model DIR")
+    if start.tokenizer is None:
+        raise ModelError(f"{place}: has no tokenizer, so text cannot be turned into its tokens")
+
+
+def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Material:
+    """The model with what the task needs on it, and the data as rows."""
+    config = run.config
+    name, seed = config.task.name, config.train.seed
+    splits: dict[str, Any] = load_labelled(
+        config.data.paths, name, val_share=config.data.val_share, seed=seed, note=note
+    )
+    task, model, fresh = _task_and_model(run, start, splits, note)
+    train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
+    if isinstance(task, Classification):
+        task.weigh(splits["train"])
+    _adapt(model, run, place, fresh, note)
+    lengths = train.lengths
+    config_train = config.train
+    order = Bucketed(lengths, batch_size=config_train.batch_size, batch_tokens=config_train.batch_tokens, seed=seed)
+    counts = ", ".join(f"{part} {len(examples):,}" for part, examples in splits.items())
+    note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
+    unknown = sum(int((row.tokens == task.tokenizer.unk_id).sum()) for row in train.rows)
+    if unknown:
+        note(f"{unknown:,} of {sum(lengths):,} training tokens are of characters that the tokenizer does not know")
+    files = labelled_splits(config.data.paths, name)
+    return Material(
+        model=model,
+        task=task,
+        order=order,
+        collate=train.batch,
+        seq_len=max(1, round(sum(lengths) / len(lengths))),
+        val=val,
+        first_loss=None,
+        write_samples=lambda: _samples(task, model, val, run),
+        keep_best=True,
+        baselines=lambda: {"majority": found} if (found := task.majority(splits["train"], splits["val"])) else {},
+        hashes={
+            "tokenizer": task.tokenizer.hash,
+            "model": weights_hash(place),
+            **{f"data_{part}": split_key(paths) for part, paths in files.items()},
+        },
+        facts={"data": ", ".join(config.data.paths), "task": name, "base": str(place)},
+        start=str(place),
+    )
+
+
+def _task_and_model(
+    run: Run, start: LanguageModel, splits: Splits, note: Note
+) -> tuple[LabelledTask, LanguageModel, list[str]]:
+    """The task on the data's labels; the model with its heads, kept or fresh; the names of the fresh weights."""
+    config, tokenizer = run.config, start.tokenizer
+    if isinstance(start, GPT):
+        gpt = GPT(config.model, tokenizer)
+        gpt.load_state_dict(start.state_dict())
+        return Generation(tokenizer, config.model, config.task), gpt, []
+    train: Any = splits["train"]
+    task: Classification | NER
+    if config.task.name == "ner":
+        task = NER(tokenizer, config.model, tags_of(train, note), config.task)
+    else:
+        task = Classification(tokenizer, config.model, labels_of(train, note), config.task)
+    return task, *_with_heads(start, run, task, note)
+
+
+def _with_heads(start: BERT, run: Run, task: Classification | NER, note: Note) -> tuple[BERT, list[str]]:
+    labels: Labels = task.labels
+    model = BERT.create(
+        run.config.model, seed=run.config.train.seed, tokenizer=start.tokenizer, heads=task.heads, labels=labels
+    )
+    kept = {
+        name: tensor
+        for name, tensor in start.state_dict().items()
+        if name in model.state_dict() and (not name.startswith("classifier.") or start.labels == labels)
+    }
+    model.load_state_dict(kept, strict=False)
+    fresh = [name for name in model.state_dict() if name not in kept]
+    modules = sorted({name.partition(".")[0] for name in fresh})
+    left = [head for head in start.heads if head not in task.heads]
+    note(f"heads: fresh {', '.join(modules) or 'none'}; left behind {', '.join(left) or 'none'}")
+    return model, fresh
+
+
+def _adapt(model: LanguageModel, run: Run, place: Path, fresh: list[str], note: Note) -> None:
+    """Adapters if asked for, beside which fresh weights train; frozen weights; how much of it all trains."""
+    lora, freeze = run.config.lora, run.config.train.freeze
+    names = [name for name, _ in model.named_parameters()]
+    if missing := [prefix for prefix in freeze if not any(name.startswith(prefix) for name in names)]:
+        blocks = f"transformer.blocks.0 to {run.config.model.n_layers - 1}"
+        there = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names} - {"transformer.blocks"}))
+        raise ConfigError(f"train.freeze: no weight's name begins with {missing[0]!r}; there are {there}, {blocks}")
+    if lora.rank:
+        wrapped = add_lora(model, lora, seed=run.config.train.seed)
+        for name in fresh:
+            model.get_parameter(name).requires_grad_(True)
+        model.base = str(place), weights_hash(place)
+        kind = "DoRA" if lora.dora else "rsLoRA" if lora.rslora else "LoRA"
+        note(f"{kind}: rank {lora.rank} on {len(wrapped)} layers ({', '.join(sorted(lora.targets))})")
+    for name, parameter in model.named_parameters():
+        if any(name.startswith(prefix) for prefix in freeze):
+            parameter.requires_grad_(False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trained:
+        raise ConfigError("train.freeze: nothing is left to train")
+    total = count_parameters(model)
+    note(f"model: {total:,} parameters, of which {trained:,} train ({trained / total:.2%})")
+
+
+@torch.no_grad()
+def _samples(task: LabelledTask, model: nn.Module, val: EncodedRows, run: Run) -> list[dict[str, str]]:
+    """What the model makes of the first examples of the validation part."""
+    n = min(run.config.train.samples, len(val.examples))
+    if isinstance(task, Generation):
+        prompts = [example.prompt for example in val.examples[:n]]
+        sampling = Sampling(max_new_tokens=run.config.train.sample_tokens, greedy=True)
+        texts = task.write(model, prompts, sampling)
+        return [{"prompt": p[:_SHOWN_CHARS], "text": t} for p, t in zip(prompts, texts, strict=True)]
+    part = replace(val, rows=[row for row in val.rows if row.example < n])
+    said = []
+    with evaluating(model):
+        metric = task.metric()
+        for batch in part.batches(run.config.eval.batch_tokens):
+            on_device = batch.to(next(model.parameters()).device)
+            if isinstance(task, NER):
+                for example, values, tags in task.decoded(model, on_device, metric):
+                    text = " ".join(example.words)
+                    _, found = task.entities(example.words, tags, values)
+                    said.append(
+                        {"prompt": text[:_SHOWN_CHARS], "text": "; ".join(f"{e['label']} {e['text']}" for e in found)}
+                    )
+            else:
+                for number, one in task.predict(model, on_device):
+                    text = val.examples[number].text
+                    said.append({"prompt": text[:_SHOWN_CHARS], "text": str(one["label"])})
+    return said

@@ -1,0 +1,68 @@
+"""What `nlpstack merge` does: an adapter and its base in, one plain model out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nlpstack.errors import ConfigError, ModelError
+from nlpstack.hub import load_model, save_model
+from nlpstack.model import GPT, LanguageModel
+from nlpstack.model.lora import adapters, merge_lora
+
+_ROWS, _TOKENS = 4, 64  # of the tokens that the two models are compared on
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """A merged model."""
+
+    out: str
+    layers: int  # that had an adapter
+    difference: float  # the largest between the logits of base and adapter and of the merged model
+
+
+def merge(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    tolerance: float = 1e-4,
+    note: Callable[[str], None] = lambda line: None,
+) -> MergeResult:
+    """Fold an adapter into its base in fp32 and write the model folder `out`; the base is left as it is.
+
+    Both are given the same random tokens; a largest difference of their logits above `tolerance` is a ModelError, and
+    nothing is written.
+    """
+    model = load_model(adapter, base=base, dtype=torch.float32, note=note)
+    n_layers = len(adapters(model))
+    if not n_layers:
+        raise ModelError(f"{adapter}: has no adapter, so there is nothing to merge")
+    if Path(out).exists():
+        raise ConfigError(f"{out}: exists; give another --out")
+    generator = torch.Generator().manual_seed(0)
+    shape = _ROWS, min(_TOKENS, model.config.max_seq_len)
+    tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
+    before = _logits(model, tokens)
+    merge_lora(model)
+    model.base = None
+    difference = float((_logits(model, tokens) - before).abs().max())
+    if not difference <= tolerance:
+        raise ModelError(
+            f"{adapter}: merged, its logits differ by {difference:.2e}, more than --tolerance {tolerance:g}; "
+            "nothing is written"
+        )
+    save_model(model, out)
+    return MergeResult(out=str(out), layers=n_layers, difference=difference)
+
+
+@torch.inference_mode()
+def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """What the model's own head says of the tokens."""
+    hidden: Tensor = model(tokens)
+    if isinstance(model, GPT):
+        return hidden
+    return hidden if model.classifier is None else model.label_logits(hidden)

@@ -1,0 +1,187 @@
+"""Labels of texts and of pairs of texts, told from the pooled vector of [CLS]: one, any number of them, or a number."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlpstack.data.batch import Batch
+from nlpstack.data.labelled import TextExample
+from nlpstack.errors import ConfigError, DataError
+from nlpstack.metrics.classification import ClassificationScores, MultiLabelScores, RegressionScores
+from nlpstack.model import BERT, TransformerConfig
+from nlpstack.model.heads import Head, Labels
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Note, RowBatch, strange_label
+from nlpstack.tokenizer import Tokenizer
+
+_TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
+
+
+def labels_of(examples: Sequence[TextExample], note: Note) -> Labels:
+    """What the labels of the training examples are; ConfigError if there is only one."""
+    kinds = {type(example.label) for example in examples}
+    if kinds == {float}:
+        note("labels: numbers, so this is regression, of a squared error")
+        return Labels(("score",), "regression")
+    multi = kinds == {tuple}
+    names = sorted({name for e in examples for name in (e.label if isinstance(e.label, tuple) else (e.label,))})  # type: ignore[type-var]
+    if len(names) < 2:
+        raise DataError(f"{examples[0].where}: the training data has one label only ({', '.join(map(str, names))})")
+    what = "any number of them a text" if multi else "one a text"
+    counts = Counter(name for e in examples for name in (e.label if isinstance(e.label, tuple) else (e.label,)))
+    most, least = counts.most_common()[0], counts.most_common()[-1]
+    note(f"labels: {len(names)}, {what}; from {least[0]} ({least[1]:,}) to {most[0]} ({most[1]:,})")
+    return Labels(tuple(map(str, names)), "multi" if multi else "single")
+
+
+class Classification:
+    """The task of labels on texts (Devlin et al. 2019, section 4.1)."""
+
+    name = "classification"
+    heads: tuple[Head, ...] = ("pooler", "sequence")
+    lower_is_better = False
+    loss_chunk = 1
+    layout = DocumentLayout()
+    predicted_share = 0.0
+
+    def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
+        self.tokenizer, self.labels, self.config = tokenizer, labels, config
+        self.target = _TARGETS[labels.problem]
+        self.frame = Frame(tokenizer, shape, truncate=config.truncate)
+        self.ids = {name: number for number, name in enumerate(labels.names)}
+        self.weights: Tensor | None = None  # (C,) of the classes, in the loss
+        if labels.problem != "single" and (config.class_weights != "none" or config.label_smoothing):
+            raise ConfigError(
+                "task.class_weights and task.label_smoothing are of labels of which each text has one; this data has "
+                + ("any number of them a text" if labels.problem == "multi" else "numbers")
+            )
+
+    def weigh(self, examples: Sequence[TextExample]) -> None:
+        """With `class_weights = "balanced"`, weigh classes by how rare they are: n / (C n_c), scikit-learn's rule."""
+        if self.config.class_weights == "balanced":
+            counts = Counter(str(example.label) for example in examples)
+            shares = [len(examples) / (len(self.ids) * counts[name]) for name in self.labels.names]
+            self.weights = torch.tensor(shares)
+
+    def encode(self, examples: Sequence[TextExample], what: str, note: Note) -> EncodedRows:
+        """Examples as rows; a label that training never saw is an error, or (`unknown_labels`) left out and counted."""
+        known = [example for example in examples if self._knows(example)]
+        if len(known) < len(examples):
+            note(f"{what}: {len(examples) - len(known):,} examples with labels that training never saw are left out")
+        rows = [
+            Encoded(tokens, n_first, number, None if example.label is None else self._label(example))
+            for number, (example, (tokens, n_first)) in enumerate(
+                zip(known, self.frame.rows([(e.where, e.text, e.text_b) for e in known]), strict=True)
+            )
+        ]
+        self.frame.note_cuts(what, note)
+        return EncodedRows(
+            examples=known,
+            rows=rows,
+            pad_id=self.frame.pad_id,
+            segments=self.frame.segments,
+            label=self._batch_labels,
+        )
+
+    def _knows(self, example: TextExample) -> bool:
+        if example.label is None or self.labels.problem == "regression":
+            return True
+        names = example.label if isinstance(example.label, tuple) else (example.label,)
+        strange = [name for name in names if str(name) not in self.ids]
+        if strange and not self.config.ignore_unknown:
+            raise strange_label(example.where, "label", str(strange[0]), self.labels.names)
+        return not strange
+
+    def _label(self, example: TextExample) -> Any:
+        if isinstance(example.label, tuple):
+            return np.isin(list(self.ids), example.label)  # (C,)
+        return float(example.label or 0) if self.labels.problem == "regression" else self.ids[str(example.label)]
+
+    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        if any(row.labels is None for row in rows):
+            return {}, {}
+        dtype = torch.int64 if self.labels.problem == "single" else torch.float32
+        return {"label": torch.tensor(np.array([row.labels for row in rows]), dtype=dtype)}, {"label": len(rows)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The loss summed over examples: cross-entropy, of several labels the mean over them, or the squared error."""
+        logits = self._logits(model, batch)
+        labels = batch.labels["label"]
+        if self.labels.problem == "multi":
+            return {"label": F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1).sum()}
+        if self.labels.problem == "regression":
+            return {"label": ((logits[:, 0] - labels) ** 2).sum()}
+        weights = self.weights.to(logits.device) if self.weights is not None else None
+        smoothing = self.config.label_smoothing
+        return {"label": F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)}
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, BERT)
+        return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()  # (B, C)
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
+        """All rows, in batches under the token budget."""
+        return data.batches(config.batch_tokens)
+
+    def metric(self) -> Any:
+        """The scores that go with the kind of labels, not filled yet."""
+        if self.labels.problem == "regression":
+            return RegressionScores()
+        kind = ClassificationScores if self.labels.problem == "single" else MultiLabelScores
+        return kind(self.labels.names)
+
+    def score(self, model: nn.Module, batch: RowBatch, metric: Any) -> None:
+        """Score a batch."""
+        logits, labels = self._logits(model, batch.batch), batch.batch.labels["label"]
+        if self.labels.problem == "regression":
+            for found, true in zip(logits[:, 0].tolist(), labels.tolist(), strict=True):
+                metric.update(found, true)
+        elif self.labels.problem == "multi":
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+            chosen = logits.sigmoid() >= self.config.threshold
+            for found, true, nll in zip(chosen.tolist(), labels.bool().tolist(), losses.tolist(), strict=True):
+                metric.update(found, true, nll)
+        else:
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            for found, true, nll in zip(logits.argmax(dim=1).tolist(), labels.tolist(), losses.tolist(), strict=True):
+                metric.update(found, true, nll)
+
+    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+        """Kind of labels, threshold, context, tokenizer and dtype of the scores."""
+        threshold = f"|threshold:{self.config.threshold:g}" if self.labels.problem == "multi" else ""
+        cut = "yes" if self.config.truncate else "no"
+        return (
+            f"labels:{self.labels.problem}:{len(self.labels.names)}{threshold}|context:{self.frame.length}"
+            f"|truncate:{cut}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+        )
+
+    def majority(self, train: Sequence[TextExample], val: Sequence[TextExample]) -> dict[str, float]:
+        """What always answering the most frequent label of training, or the mean number, reaches."""
+        if self.labels.problem == "regression":
+            seen, scored = (np.array([e.label for e in part], dtype=np.float64) for part in (train, val))
+            return {"loss": float(np.mean((scored - seen.mean()) ** 2))}
+        most = Counter(example.label for example in train).most_common(1)[0][0]
+        return {"accuracy": sum(example.label == most for example in val) / len(val)}
+
+    def predict(self, model: nn.Module, batch: RowBatch) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Of each row the number of its example, and what is said of it: `label` and `probabilities`."""
+        logits = self._logits(model, batch.batch)
+        single = self.labels.problem == "single"
+        shares = logits.softmax(dim=1) if single else logits.sigmoid()
+        for row, values, logit in zip(batch.rows, shares.tolist(), logits.tolist(), strict=True):
+            named = dict(zip(self.labels.names, values, strict=True))
+            if self.labels.problem == "regression":
+                yield row.example, {"label": logit[0]}
+            else:
+                chosen = [name for name, share in named.items() if share >= self.config.threshold]
+                yield (
+                    row.example,
+                    {"label": max(named, key=lambda n: named[n]) if single else chosen, "probabilities": named},
+                )

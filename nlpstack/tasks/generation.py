@@ -1,0 +1,125 @@
+"""A prompt and what should follow it: a GPT is trained on the completions alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
+from nlpstack.data.labelled import PromptExample
+from nlpstack.decode import Sampling, decode
+from nlpstack.errors import DataError, ModelError
+from nlpstack.metrics.language_model import LanguageModelScores
+from nlpstack.model import GPT, TransformerConfig
+from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Note, RowBatch
+from nlpstack.tokenizer import Tokenizer
+
+SEPARATOR = "\n"  # between a prompt and its completion
+
+
+class Generation:
+    """The task of completions: the next-token loss on a completion and the end after it, given the prompt."""
+
+    name = "generation"
+    target = "loss"
+    lower_is_better = True
+    predicted_share = 1.0
+    layout = DocumentLayout()
+
+    def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, config: TaskConfig) -> None:
+        if tokenizer.eos_id is None:
+            raise ModelError("the tokenizer has no token that ends a text, so the model could not learn to stop")
+        self.tokenizer, self.config, self.length = tokenizer, config, shape.max_seq_len
+        self.loss_chunk = loss_chunk(tokenizer.vocab_size)
+        self.before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+
+    def encode(self, examples: Sequence[PromptExample], what: str, note: Note) -> EncodedRows:
+        """Examples as rows: BOS, prompt, separator, completion (or else the first reference), EOS."""
+        threads = torch.get_num_threads()
+        wanted = [
+            example.completion if example.completion is not None else example.references[0] for example in examples
+        ]
+        prompts = self.tokenizer.encode_batch([example.prompt + SEPARATOR for example in examples], threads=threads)
+        answers = self.tokenizer.encode_batch(wanted, threads=threads)
+        rows, n_cut = [], 0
+        for number, (example, prompt, answer) in enumerate(zip(examples, prompts, answers, strict=True)):
+            over = len(self.before) + len(prompt) + len(answer) + 1 - self.length
+            if over > 0:
+                if not self.config.truncate or over >= len(prompt):
+                    cure = (
+                        "a completion is never cut; shorten it"
+                        if over >= len(prompt)
+                        else ("shorten it, or cut the beginning of prompts with --set task.truncate=true")
+                    )
+                    raise DataError(
+                        f"{example.where}: prompt and completion have {self.length + over:,} tokens, the model's "
+                        f"context {self.length:,}; {cure}"
+                    )
+                prompt, n_cut = prompt[over:], n_cut + 1
+            parts: list[Any] = [self.before, prompt, answer, [self.tokenizer.eos_id]]
+            tokens = np.concatenate(parts).astype(np.int64)
+            rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (tokens[1:], len(answer) + 1)))
+        if n_cut:
+            note(f"{what}: the beginning of {n_cut:,} prompts was cut to fit the context (task.truncate)")
+        return EncodedRows(
+            examples=examples,
+            rows=rows,
+            pad_id=self.tokenizer.pad_id or 0,
+            segments=False,
+            label=self._batch_labels,
+        )
+
+    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        labels = []
+        for row in rows:
+            following, n_counted = row.labels
+            one = following.copy()
+            one[: len(one) - n_counted] = IGNORE_INDEX
+            labels.append(one)
+        return {"lm": pad_rows(labels, IGNORE_INDEX)}, {"lm": sum(row.labels[1] for row in rows)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Summed next-token loss in nats of completions, under "lm"; padding on the right is seen by no token."""
+        assert isinstance(model, GPT)
+        hidden = model.transformer(batch.tokens)  # (B, T, D)
+        return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
+
+    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
+        """All rows, in batches under the token budget."""
+        return data.batches(config.batch_tokens)
+
+    def metric(self) -> LanguageModelScores:
+        """Loss, perplexities and bits per byte of completions, not filled yet."""
+        return LanguageModelScores()
+
+    def score(self, model: nn.Module, batch: RowBatch, metric: LanguageModelScores) -> None:
+        """Score a batch."""
+        assert isinstance(model, GPT)
+        hidden = model.transformer(batch.batch.tokens)
+        nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk)
+        for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
+            example = batch.examples[row.example]
+            text = example.completion if example.completion is not None else example.references[0]
+            metric.update(row.example, total, row.labels[1], len(text.encode()))
+            metric.add_document(row.example, len(text.split()), row.labels[1])
+
+    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+        """What is scored, the context, tokenizer and dtype."""
+        return (
+            f"scored:completion+eos|separator:newline|context:{self.length}|tok:{self.tokenizer.hash[:12]}"
+            f"|dtype:{dtype}"
+        )
+
+    def write(self, model: nn.Module, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+        """What the model writes after each prompt."""
+        assert isinstance(model, GPT)
+        texts, _ = decode(model, self.tokenizer, [prompt + SEPARATOR for prompt in prompts], sampling)
+        return [text.text.strip() for text in texts]
+
+    def majority(self, train: Sequence[PromptExample], val: Sequence[PromptExample]) -> dict[str, Any]:
+        """Nothing: guessing has no score here."""
+        return {}

@@ -1,0 +1,142 @@
+"""What the tasks on labelled files share: rows of an encoder's input, their batches, and the order of scoring."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlpstack.data.batch import Batch, by_length, pad_rows
+from nlpstack.data.loader import Example
+from nlpstack.errors import DataError, ModelError
+from nlpstack.model import TransformerConfig
+from nlpstack.tokenizer import Tokenizer
+
+Note = Callable[[str], None]
+
+
+class Encoded(NamedTuple):
+    """A row of tokens, and which example it is of."""
+
+    tokens: np.ndarray  # (T,) int64
+    n_first: int  # tokens of segment 0
+    example: int  # its number among the examples
+    labels: Any = None  # what the task asks of the row
+    words: tuple[int, int] = (0, 0)  # of a tagged sentence: the row owns the words from the first to before the second
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """Rows that are scored together."""
+
+    batch: Batch
+    rows: list[Encoded]
+    examples: Sequence[Any]  # all there are: a row has its example's number
+
+    def to(self, device: torch.device) -> "RowBatch":
+        """The same with its tensors on another device."""
+        return replace(self, batch=self.batch.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows:
+    """Examples as rows; `label` makes the labels of a batch, and how many count, of its rows and their length."""
+
+    examples: Sequence[Any]
+    rows: list[Encoded]
+    pad_id: int
+    segments: bool  # whether the model tells the texts of a pair apart
+    label: Callable[[list[Encoded], int], tuple[dict[str, Tensor], dict[str, int]]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.tokens) for row in self.rows]
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Rows as one batch, padded to the longest of them."""
+        return self._batch([self.rows[index] for _, index in examples])
+
+    def batches(self, budget: int) -> Iterator[RowBatch]:
+        """All rows, the longest first, in batches of at most `budget` tokens or one row."""
+        for places in by_length(self.lengths, budget):
+            rows = [self.rows[place] for place in places]
+            yield RowBatch(batch=self._batch(rows), rows=rows, examples=self.examples)
+
+    def _batch(self, rows: list[Encoded]) -> Batch:
+        lengths = np.array([len(row.tokens) for row in rows])
+        places = np.arange(lengths.max())
+        second = places >= np.array([row.n_first for row in rows])[:, None]  # (B, T)
+        real = places < lengths[:, None]
+        labels, n_targets = self.label(rows, len(places))
+        return Batch(
+            tokens=pad_rows([row.tokens for row in rows], self.pad_id),
+            labels=labels,
+            mask=None if real.all() else torch.from_numpy(real),
+            segments=torch.from_numpy((second & real).astype(np.int64)) if self.segments else None,
+            n_targets=n_targets,
+        )
+
+
+def strange_label(where: str, kind: str, name: str, known: Sequence[str]) -> DataError:
+    """The error for a label that training never saw."""
+    there = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return DataError(
+        f"{where}: {kind} {name!r} is none that training saw ({there}); correct it, or leave such examples out with "
+        "--unknown-labels ignore"
+    )
+
+
+class Frame:
+    """How an encoder's input is framed: [CLS] text [SEP], of a pair [CLS] text [SEP] text [SEP]."""
+
+    def __init__(self, tokenizer: Tokenizer, config: TransformerConfig, *, truncate: bool) -> None:
+        """ModelError if the tokenizer lacks a mark. With `truncate` texts that are too long are cut, and counted."""
+        if tokenizer.cls_id is None or tokenizer.sep_id is None:
+            raise ModelError("the tokenizer has no [CLS] or no [SEP] token, which frame an encoder's input")
+        self.cls, self.sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        # RoBERTa has no segments, and sets two marks between texts.
+        self.between = self.sep * (2 if config.position_offset else 1)
+        self.tokenizer, self.length, self.truncate = tokenizer, config.max_seq_len, truncate
+        self.segments = config.n_segments > 1
+        self.pad_id = tokenizer.pad_id or 0
+        self.n_cut = 0
+
+    def rows(self, texts: Sequence[tuple[str, str, str | None]]) -> Iterator[tuple[np.ndarray, int]]:
+        """Tokens and how many are of the first segment, of (where, text, second text or None)."""
+        firsts = self.tokenizer.encode_batch([text for _, text, _ in texts], threads=torch.get_num_threads())
+        pairs = [other for _, _, other in texts if other is not None]
+        seconds = iter(self.tokenizer.encode_batch(pairs, threads=torch.get_num_threads()) if pairs else [])
+        for (where, _, other), first in zip(texts, firsts, strict=True):
+            second = next(seconds) if other is not None else None
+            marks = len(self.cls) + len(self.sep) + (len(self.between) if second is not None else 0)
+            over = marks + len(first) + (len(second) if second is not None else 0) - self.length
+            if over > 0:
+                first, second = self._cut(where, first, second, over)
+            after: list[Any] = [self.sep] if second is None else [self.between, second, self.sep]
+            parts: list[Any] = [self.cls, first, *after]
+            n_first = len(self.cls) + len(first) + 1  # its mark is of the first segment
+            yield np.concatenate(parts).astype(np.int64), n_first
+
+    def _cut(
+        self, where: str, first: np.ndarray, second: np.ndarray | None, over: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The texts without the last `over` tokens, taken from the longer one, token by token."""
+        if not self.truncate:
+            raise DataError(
+                f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
+                "shorten it, or cut what is too long with --set task.truncate=true"
+            )
+        self.n_cut += 1
+        sizes = [len(first), len(second) if second is not None else 0]
+        for _ in range(over):
+            sizes[sizes[1] > sizes[0]] -= 1
+        return first[: sizes[0]], second[: sizes[1]] if second is not None else None
+
+    def note_cuts(self, what: str, note: Note) -> None:
+        """Say how many texts were cut."""
+        if self.n_cut:
+            note(f"{what}: {self.n_cut:,} texts are longer than {self.length:,} tokens and were cut (task.truncate)")
+            self.n_cut = 0

@@ -1,0 +1,273 @@
+"""Entities: a tag for each word, told from the state of its first piece, and decoded over the tags that may follow."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
+from nlpstack.data.labelled import TaggedExample
+from nlpstack.errors import DataError
+from nlpstack.metrics import Score
+from nlpstack.metrics.entities import EntityScores, entity_spans
+from nlpstack.model import BERT, TransformerConfig
+from nlpstack.model.heads import Head, Labels
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Note, RowBatch, strange_label
+from nlpstack.tokenizer import Tokenizer
+
+_NEVER = -1e9  # added to the score of a tag that may not stand there
+
+
+def tags_of(examples: Sequence[TaggedExample], note: Note) -> Labels:
+    """The tags of the training examples in IOB2: O, then B- and I- of each type, so that every type has both."""
+    counts = Counter(tag[2:] for example in examples for tag in example.tags or () if tag.startswith("B-"))
+    if not counts:
+        raise DataError(f"{examples[0].where}: the training data has no entity, only O tags")
+    types = ", ".join(f"{kind} {n:,}" for kind, n in counts.most_common())
+    note(f"entities of the training data: {types}; tags in IOB2")
+    return Labels(("O", *(f"{mark}-{kind}" for kind in sorted(counts) for mark in "BI")))
+
+
+def may_follow(names: Sequence[str]) -> np.ndarray:
+    """(C + 1, C) bool: whether tag j may follow tag i, and in the last row whether it may begin a sentence."""
+    allowed = np.ones((len(names) + 1, len(names)), dtype=bool)
+    for j, tag in enumerate(names):
+        if tag.startswith("I-"):
+            allowed[:, j] = [before in (tag, f"B-{tag[2:]}") for before in (*names, "")]
+    return allowed
+
+
+def best_tags(scores: np.ndarray, allowed: np.ndarray | None) -> list[int]:
+    """The tags (N,) of the highest total score among sequences that are allowed (Viterbi 1967); scores are (N, C)."""
+    if allowed is None:
+        return [int(tag) for tag in scores.argmax(axis=1)]
+    moves = np.where(allowed, 0.0, _NEVER)
+    total, came_from = scores[0] + moves[-1], []
+    for row in scores[1:]:
+        reached = total[:, None] + moves[:-1]  # (C before, C now)
+        came_from.append(reached.argmax(axis=0))
+        total = reached.max(axis=0) + row
+    tags = [int(total.argmax())]
+    for back in reversed(came_from):
+        tags.append(int(back[tags[-1]]))
+    return tags[::-1]
+
+
+def windows_of(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
+    """Windows of words: (first, stop, first owned, stop of owned), whose words have at most `room` pieces in all.
+
+    Neighbours overlap by about a quarter of the room; of the words in both, each owns the half that is nearer to its
+    middle, so that every word has one owner, where it has the most of the sentence around it.
+    """
+    ends = np.cumsum(lengths)
+    spans, first = [], 0
+    while True:
+        before = int(ends[first - 1]) if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, before + room, side="right")))
+        spans.append((first, stop))
+        if stop >= len(lengths):
+            break
+        back = int(np.searchsorted(ends, int(ends[stop - 1]) - room // 4, side="left")) + 1
+        first = min(max(back, first + 1), stop)
+    edges = [
+        0,
+        *((later + stop + 1) // 2 for (_, stop), (later, _) in pairwise(spans)),
+        len(lengths),
+    ]
+    return [(*span, edges[i], edges[i + 1]) for i, span in enumerate(spans)]
+
+
+class TaggedScores:
+    """Entity scores of sentences whose windows come one by one."""
+
+    def __init__(self, task: "NER") -> None:
+        self.task = task
+        self.scores = EntityScores()
+        self._open: dict[int, np.ndarray] = {}  # sentence -> log-probabilities (words, C), nan where none came yet
+
+    def add(self, row: Encoded, values: np.ndarray, example: TaggedExample) -> tuple[np.ndarray, list[int]] | None:
+        """Count the owned words of a window; once all of a sentence came, its log-probabilities and tags."""
+        found = self._open.setdefault(row.example, np.full((len(example.words), values.shape[1]), np.nan))
+        found[row.words[0] : row.words[1]] = values
+        if np.isnan(found).any():
+            return None
+        del self._open[row.example]
+        return found, best_tags(found, self.task.allowed)
+
+    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
+        """Every score with its interval."""
+        assert not self._open
+        return self.scores.compute(signature, n_resamples=n_resamples, seed=seed)
+
+
+class NER:
+    """The task of tags on words (Devlin et al. 2019, section 5.3)."""
+
+    name = "ner"
+    heads: tuple[Head, ...] = ("tokens",)
+    target = "entity_f1"
+    lower_is_better = False
+    loss_chunk = 1
+    layout = DocumentLayout()
+    predicted_share = 0.0
+
+    def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
+        self.tokenizer, self.labels, self.config = tokenizer, labels, config
+        self.frame = Frame(tokenizer, shape, truncate=config.truncate)
+        self.room = shape.max_seq_len - 2
+        self.ids = {name: number for number, name in enumerate(labels.names)}
+        self.allowed = may_follow(labels.names) if config.constrained else None
+        self._pieces: dict[str, list[int]] = {}
+
+    # -- words to rows ---------------------------------------------------------------------------------------------
+
+    def pieces(self, words: Sequence[str]) -> list[list[int]]:
+        """The pieces of each word of a sentence, as they are in the words joined by one space; none has no piece."""
+        spelled = [word if place == 0 else f" {word}" for place, word in enumerate(words)]
+        if new := sorted(set(spelled) - self._pieces.keys()):
+            for text, ids in zip(new, self.tokenizer.encode_batch(new, threads=torch.get_num_threads()), strict=True):
+                self._pieces[text] = ids.tolist() or [self.tokenizer.unk_id if self.tokenizer.unk_id is not None else 0]
+        return [self._pieces[text] for text in spelled]
+
+    def first_piece(self, ids: list[int]) -> int:
+        """The place of a word's first piece that is more than white space: it carries the label."""
+        return next((at for at, token in enumerate(ids) if self.tokenizer.token_bytes(token).strip()), 0)
+
+    def encode(self, examples: Sequence[TaggedExample], what: str, note: Note) -> EncodedRows:
+        """Sentences as rows; those longer than the context in windows. Says what was windowed, cut and left out."""
+        known = [example for example in examples if self._knows(example)]
+        if len(known) < len(examples):
+            note(f"{what}: {len(examples) - len(known):,} sentences with types that training never saw are left out")
+        rows: list[Encoded] = []
+        n_windowed = n_cut = 0
+        for number, example in enumerate(known):
+            pieces = self.pieces(example.words)
+            n_cut += sum(len(ids) > self.room // 2 for ids in pieces)
+            pieces = [ids[: max(1, self.room // 2)] for ids in pieces]
+            windows = windows_of([len(ids) for ids in pieces], self.room)
+            n_windowed += len(windows) > 1
+            rows += (self._row(number, example, pieces, window) for window in windows)
+        if n_windowed:
+            note(f"{what}: {n_windowed:,} sentences are longer than the context and read in overlapping windows")
+        if n_cut:
+            note(f"{what}: {n_cut:,} words are read by their first {self.room // 2} pieces")
+        return EncodedRows(
+            examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
+        )
+
+    def _row(
+        self, number: int, example: TaggedExample, pieces: list[list[int]], window: tuple[int, int, int, int]
+    ) -> Encoded:
+        first, stop, own, own_stop = window
+        places, tokens = [], list(self.frame.cls)
+        for word in range(first, stop):
+            if own <= word < own_stop:
+                places.append(len(tokens) + self.first_piece(pieces[word]))
+            tokens += pieces[word]
+        tokens += self.frame.sep
+        tags = None if example.tags is None else [self.ids[tag] for tag in example.tags[own:own_stop]]
+        return Encoded(np.array(tokens), len(tokens), number, (places, tags), (own, own_stop))
+
+    def _knows(self, example: TaggedExample) -> bool:
+        strange = [tag for tag in example.tags or () if tag not in self.ids]
+        if strange and not self.config.ignore_unknown:
+            raise strange_label(example.where, "tag", strange[0], self.labels.names)
+        return not strange
+
+    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        if any(row.labels[1] is None for row in rows):
+            return {}, {}
+        labels = []
+        for row in rows:
+            places, tags = row.labels
+            one = np.full(length, IGNORE_INDEX)
+            one[places] = tags
+            labels.append(one)
+        return {"tag": pad_rows(labels, IGNORE_INDEX)}, {"tag": sum(len(row.labels[0]) for row in rows)}
+
+    # -- loss and scores -------------------------------------------------------------------------------------------
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy summed over words, each by its first piece."""
+        logits = self._logits(model, batch).flatten(0, 1)  # (B * T, C)
+        labels, smoothing = batch.labels["tag"].flatten(), self.config.label_smoothing
+        return {
+            "tag": F.cross_entropy(
+                logits, labels, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+            )
+        }
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(model, BERT)
+        return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()  # (B, T, C)
+
+    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
+        """All rows, in batches under the token budget."""
+        return data.batches(config.batch_tokens)
+
+    def metric(self) -> TaggedScores:
+        """Entity scores, not filled yet."""
+        return TaggedScores(self)
+
+    def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
+        """Score a batch."""
+        for example, found, tags in self.decoded(model, batch, metric):
+            gold = [self.ids[tag] for tag in example.tags or ()]
+            nll = -float(found[np.arange(len(gold)), gold].sum())
+            metric.scores.update([self.labels.names[tag] for tag in tags], example.tags or (), nll)
+
+    def decoded(
+        self, model: nn.Module, batch: RowBatch, metric: TaggedScores
+    ) -> Iterator[tuple[TaggedExample, np.ndarray, list[int]]]:
+        """Sentences that are whole with this batch: each with log-probabilities (words, C) and decoded tags."""
+        values = self._logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
+        for row, value in zip(batch.rows, values, strict=True):
+            example = batch.examples[row.example]
+            done = metric.add(row, value[row.labels[0]], example)
+            if done is not None:
+                yield example, *done
+
+    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+        """Decoding, context, tokenizer and dtype of the scores."""
+        return (
+            f"decoding:{'viterbi' if self.config.constrained else 'argmax'}|context:{self.frame.length}"
+            f"|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+        )
+
+    def majority(self, train: Sequence[TaggedExample], val: Sequence[TaggedExample]) -> dict[str, float]:
+        """What tagging each word as training most often has it reaches; a word that it lacks is O."""
+        counts: dict[str, Counter[str]] = {}
+        for example in train:
+            for word, tag in zip(example.words, example.tags or (), strict=True):
+                counts.setdefault(word, Counter())[tag] += 1
+        usual = {word: count.most_common(1)[0][0] for word, count in counts.items()}
+        scores = EntityScores()
+        for example in val:
+            scores.update([usual.get(word, "O") for word in example.words], example.tags or ())
+        found = scores.compute("", n_resamples=0, seed=0)
+        return {name: found[name].value for name in ("entity_f1", "word_accuracy")}
+
+    def entities(
+        self, words: Sequence[str], tags: list[int], values: np.ndarray, text: str = "", starts: Sequence[int] = ()
+    ) -> tuple[list[str], list[dict[str, Any]]]:
+        """Tags and entities of a sentence: `start` and `end` in characters, `label`, `text` and `score`.
+
+        `starts` are the places of the words in `text`; without a text they are joined by one space. A score is the
+        mean probability of the tags of the entity's words, each taken by itself.
+        """
+        names = [self.labels.names[tag] for tag in tags]
+        shares = np.exp(values[np.arange(len(tags)), tags])
+        text = text or " ".join(words)
+        starts = starts or np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
+        found = []
+        for kind, first, stop in entity_spans(names):
+            start, end = starts[first], starts[stop - 1] + len(words[stop - 1])
+            score = float(shares[first:stop].mean())
+            found.append({"start": start, "end": end, "label": kind, "text": text[start:end], "score": score})
+        return names, found
