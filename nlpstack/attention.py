@@ -14,9 +14,9 @@ from nlpstack import report
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import write_bytes
-from nlpstack.hub import load_model
 from nlpstack.model import BERT, LanguageModel, Transformer
-from nlpstack.train.runtime import DTYPES, resolve_device, session
+from nlpstack.start import frame, open_model
+from nlpstack.train.runtime import session
 
 # Weights that are held at a time: 1 GiB in fp32 for a picture; a page is packed into text, and unpacked in a browser.
 MAX_WEIGHTS = {".png": 1 << 28, ".html": 1 << 25}
@@ -49,20 +49,22 @@ def attention(
     `device` and `dtype` (None: fp32) are for a model that is read from a folder; an object is taken as it is.
     `threads` compute during the call (None: as many as now).
     """
-    path = _checked_path(Path(out))
+    suffix = _suffix(Path(out))
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
-        ready = _ready(model, device, dtype)
-        name = str(model) if isinstance(model, str | Path) else "the model"
-        _check_number("layer", layer, ready.config.n_layers, name)
-        _check_number("head", head, ready.config.n_heads, name)
-        tokens = _tokens(ready, text, name)
-        pattern = _pattern(ready, tokens, name, layer, head, path.suffix.lower())
-    if path.suffix.lower() == ".png":
+        ready, name = open_model(model, device=device, dtype=dtype)
+        n_layers, n_heads = ready.config.n_layers, ready.config.n_heads
+        for what, number, count in (("layer", layer, n_layers), ("head", head, n_heads)):
+            if number is not None and not 0 <= number < count:
+                raise ConfigError(f"{what} {number}: {name} has {count:,} {what}s, counted from 0 to {count - 1:,}")
+        layers = range(n_layers) if layer is None or suffix == ".html" else [layer]
+        heads = range(n_heads) if head is None or suffix == ".html" else [head]
+        pattern = _pattern(ready, name, _tokens(ready, text, name), layers, heads, suffix)
+    if suffix == ".png":
         data = report.attention_picture(pattern)
     else:
         data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
     try:
-        write_bytes(path, data)
+        write_bytes(Path(out), data)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another place") from error
     return AttentionResult(
@@ -73,49 +75,28 @@ def attention(
     )
 
 
-def _checked_path(out: Path) -> Path:
-    """The file to write; refused before a model is read for nothing."""
-    if out.suffix.lower() not in MAX_WEIGHTS:
+def _suffix(out: Path) -> str:
+    """What kind of file to write; one that cannot be is refused before a model is read for nothing."""
+    suffix = out.suffix.lower()
+    if suffix not in MAX_WEIGHTS:
         raise ConfigError(f"{out}: the name must end in .html (a page) or .png (a picture)")
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder; give the name of a file")
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}; make it first")
-    if out.suffix.lower() == ".png" and not report.can_draw():
+    if suffix == ".png" and not report.can_draw():
         raise ConfigError(f"{out}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
-    return out
-
-
-def _ready(model: LanguageModel | str | Path, device: str, dtype: str | None) -> LanguageModel:
-    if not isinstance(model, str | Path):
-        if device != "auto" or dtype is not None:
-            raise ConfigError("device and dtype are for a model that is read from a folder; move the object yourself")
-        return model
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
-    return load_model(model, device=resolve_device(device), dtype=DTYPES[dtype or "fp32"])
-
-
-def _check_number(what: str, number: int | None, count: int, name: str) -> None:
-    if number is not None and not 0 <= number < count:
-        raise ConfigError(f"{what} {number}: {name} has {count:,} {what}s, counted from 0 to {count - 1:,}")
+    return suffix
 
 
 def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
     """The ids (T,) of the text, for a BERT as [CLS] text [SEP], where the model stands."""
-    if model.tokenizer is None:
-        raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
+    before, after = frame(model, name)
     ids = model.tokenizer.encode(text)
     if not ids:
         raise DataError("the text is empty, so there is nothing to attend to; give one of at least a word")
     if isinstance(model, BERT):
-        cls, sep = model.tokenizer.cls_id, model.tokenizer.sep_id
-        if cls is None or sep is None:
-            raise ModelError(
-                f"{name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; "
-                "add the tokenizer it was trained with"
-            )
-        ids = [cls, *ids, sep]
+        ids = [*before, *ids, *after]
     if len(ids) > model.config.max_seq_len:
         raise DataError(
             f"the text has {len(ids):,} tokens, the model's context holds {model.config.max_seq_len:,} (max_seq_len); "
@@ -125,12 +106,9 @@ def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
 
 
 def _pattern(
-    model: LanguageModel, tokens: Tensor, name: str, layer: int | None, head: int | None, suffix: str
+    model: LanguageModel, name: str, tokens: Tensor, layers: Sequence[int], heads: Sequence[int], suffix: str
 ) -> report.AttentionPattern:
     """The weights to draw; refused where they would be more than can be held."""
-    whole = suffix == ".html"
-    layers = range(model.config.n_layers) if whole or layer is None else [layer]
-    heads = range(model.config.n_heads) if whole or head is None else [head]
     count = len(layers) * model.config.n_heads * len(tokens) ** 2
     if count > MAX_WEIGHTS[suffix]:
         raise DataError(

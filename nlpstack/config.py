@@ -43,11 +43,9 @@ def resolve(
 
     Precedence: default < extended file < recipe < flag < --set. Raises ConfigError naming value, origin and cure.
     """
-    layers = [*_read_recipe(recipe, schema)]
-    layers.append(("flag", _split_keys(flags, "flag")))
-    layers.append(
-        ("--set", _split_keys({k: v for text in overrides for k, v in parse_override(text).items()}, "--set"))
-    )
+    settings = {key: value for text in overrides for key, value in parse_override(text).items()}
+    given = [("flag", _split_keys(flags, "flag")), ("--set", _split_keys(settings, "--set"))]
+    layers = [*_read_recipe(recipe, schema), *given]
     values: Values = {name: {} for name in schema}
     origin: dict[str, str] = {}
     for source, layer in layers:
@@ -95,10 +93,8 @@ def _fit_options(
         source = origin.get(f"{section}.{option}")
         if source not in earlier:
             continue
-        what, usual = (
-            f"{section}.{option}={json.dumps(values[option], default=str)} of {source}",
-            options[name].get(option),
-        )
+        what = f"{section}.{option}={json.dumps(values[option], default=str)} of {source}"
+        usual = options[name].get(option)
         if option not in options[name]:
             del values[option], origin[f"{section}.{option}"]
             notes.append(f"{what} left out: {name} has none")

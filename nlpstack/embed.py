@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, open_packed
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import write_bytes
-from nlpstack.hub import load_model
-from nlpstack.model import BERT, LanguageModel
-from nlpstack.train.runtime import resolve_device, session
+from nlpstack.model import GPT, LanguageModel
+from nlpstack.start import frame, open_model
+from nlpstack.tokenizer.base import utf8
+from nlpstack.train.runtime import session
 from nlpstack.zscore import Vectors, ZScore, fit_zscore, mean_cosine, npz_bytes, read_zscore, zscore_bytes
 
 POOLINGS = ("mean", "cls", "token")
@@ -79,27 +79,33 @@ def embed(
     with pooling `token` a .npz, one array a text. z-scores that are fitted are saved beside it.
     """
     options = options or EmbedOptions()
-    target = _checked_options(options, source, out)
+    path = Path(source) if isinstance(source, str | Path) else None
+    corpus = None if options.zscore is None else Path(options.zscore)
+    saved = after = zscore_out = None
+    _check(options, path, corpus, out)
     with session(threads=options.threads or torch.get_num_threads(), deterministic=False):
         encoder = _Encoder(model, options)
-        zscore = _saved_zscore(encoder) if _is_saved(options.zscore) else None  # refused before the work is done
-        blocks = list(encoder.blocks(_texts(source)))
-        if not blocks:
-            raise DataError(f"{source}: is empty; write one text a line" if _is_path(source) else "there are no texts")
-        vectors = _joined(blocks)
-        cut, encoder.cut = encoder.cut, Cut()
-        if options.zscore is not None and zscore is None:
-            zscore = _fitted_zscore(encoder, Path(options.zscore), source, vectors)
+        if corpus is not None and _is_saved(corpus):  # refused before the work is done
+            saved = read_zscore(corpus, encoder.model.config.dim, **encoder.about())
+        found = [one for block in encoder.blocks(_texts(path or source)) for one in block]
+        if not found:
+            raise DataError(f"{path}: is empty; write one text a line" if path else "there are no texts")
+        vectors: Vectors = found if options.pooling == "token" else np.stack(found)
+        del found  # or it would be held to the end
+        cut, encoder.cut, zscore = encoder.cut, Cut(), saved
+        if corpus is not None and saved is None:
+            is_known = path is not None and corpus.samefile(path)
+            blocks = ([one] for one in vectors) if is_known else encoder.blocks(_texts(corpus))
+            zscore = fit_zscore(blocks, corpus, **encoder.about())
     before, n_pairs = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
-    after, zscore_out = None, None
     if zscore is not None:
         vectors = zscore.apply(vectors)
         after, _ = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
-    if target is not None:
-        if zscore is not None and not _is_saved(options.zscore):
-            zscore_out = f"{target}.zscore.npz"
+    if out is not None:
+        if zscore is not None and zscore is not saved:
+            zscore_out = f"{Path(out)}.zscore.npz"
             _write(Path(zscore_out), zscore_bytes(zscore))
-        _write(target, _packed(vectors))
+        _write(Path(out), _packed(vectors))
     return Embeddings(
         vectors=vectors,
         pooling=options.pooling,
@@ -115,33 +121,26 @@ def embed(
     )
 
 
-# -- what is asked for -----------------------------------------------------------------------------------------------
+def _is_saved(zscore: Path) -> bool:
+    return zscore.suffix.lower() == ".npz"
 
 
-def _is_path(source: object) -> bool:
-    return isinstance(source, str | Path)
-
-
-def _is_saved(zscore: str | Path | None) -> bool:
-    return zscore is not None and Path(zscore).suffix.lower() == ".npz"
-
-
-def _checked_options(options: EmbedOptions, source: object, out: str | Path | None) -> Path | None:
-    """The file to write; whatever cannot be meant is refused before a model is read for nothing."""
+def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: str | Path | None) -> None:
+    """Whatever cannot be meant is refused before a model is read for nothing."""
     if options.pooling not in POOLINGS:
         raise ConfigError(f"pooling '{options.pooling}' is unknown; give one of {', '.join(POOLINGS)}")
     if options.batch_tokens < 1:
         raise ConfigError(f"batch_tokens={options.batch_tokens}: must be at least 1")
     accepted = f"accepted: {', '.join(SUFFIXES)}, each also with {' or '.join(PACKED)}"
-    if _is_path(source) and corpus_suffix(Path(str(source))) is None:
-        raise DataError(f"{source}: not a kind of file that embed reads; {accepted}")
-    if options.zscore is not None and not _is_saved(options.zscore) and corpus_suffix(Path(options.zscore)) is None:
-        raise DataError(f"{options.zscore}: no corpus to fit z-scores on; {accepted}; or the .npz of fitted ones")
-    for path in (source if _is_path(source) else None, options.zscore):
-        if path is not None and not Path(str(path)).is_file():
-            raise DataError(f"{path}: no such file")
+    if path is not None and corpus_suffix(path) is None:
+        raise DataError(f"{path}: not a kind of file that embed reads; {accepted}")
+    if corpus is not None and not _is_saved(corpus) and corpus_suffix(corpus) is None:
+        raise DataError(f"{corpus}: no corpus to fit z-scores on; {accepted}; or the .npz of fitted ones")
+    for file in (path, corpus):
+        if file is not None and not file.is_file():
+            raise DataError(f"{file}: no such file")
     if out is None:
-        return None
+        return
     target, suffix = Path(out), ".npz" if options.pooling == "token" else ".npy"
     if target.suffix.lower() != suffix:
         raise ConfigError(f"{out}: the name must end in {suffix} with pooling {options.pooling}")
@@ -149,35 +148,27 @@ def _checked_options(options: EmbedOptions, source: object, out: str | Path | No
         raise ConfigError(f"{out}: is a folder; give the name of a file")
     if not target.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {target.parent}; make it first")
-    if options.zscore is not None and target.exists() and target.samefile(options.zscore):
+    if corpus is not None and target.exists() and target.samefile(corpus):
         raise ConfigError(f"{out}: holds the z-scores that are asked for; give another name")
-    return target
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
-class Text(NamedTuple):
-    """A text and where it stands, for what is said of it."""
-
-    where: str
-    text: str
-
-
-def _texts(source: str | Path | Sequence[str]) -> Iterator[Text]:
-    """The texts in order; an empty one is an error, since rows are to match lines."""
-    read = _lines(Path(source)) if isinstance(source, str | Path) else _listed(source)
-    for where, text in read:
+def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each text behind the place where it stands; an empty one is an error, since rows are to match lines."""
+    listed = () if isinstance(source, Path) else ((f"text {number}", text) for number, text in enumerate(source, 1))
+    for where, text in _lines(source) if isinstance(source, Path) else listed:
         if not text.strip():
             raise DataError(f"{where}: is empty, and each line becomes a row; remove the line or write a text")
-        yield Text(where, text)
+        try:
+            utf8(text)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        yield where, text
 
 
-def _listed(texts: Sequence[str]) -> Iterator[Text]:
-    return (Text(f"text {number}", text) for number, text in enumerate(texts, 1))
-
-
-def _lines(path: Path) -> Iterator[Text]:
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     as_json = corpus_suffix(path) == ".jsonl"
     with open_packed(path) as file:
         for number, data in enumerate(file, 1):
@@ -189,7 +180,7 @@ def _lines(path: Path) -> Iterator[Text]:
                 raise DataError(f"{where}: {fault}; convert the file to UTF-8") from error
             if number == 1:
                 line = line.removeprefix("\ufeff")
-            yield Text(where, _json_text(line, where) if as_json and line.strip() else line)
+            yield where, _json_text(line, where) if as_json and line.strip() else line
 
 
 def _json_text(line: str, where: str) -> str:
@@ -209,43 +200,22 @@ class _Encoder:
     """A model as it was asked for; adds up in `cut` what it cuts."""
 
     def __init__(self, model: LanguageModel | str | Path, options: EmbedOptions) -> None:
-        if isinstance(model, str | Path):
-            name = str(model)
-            model = load_model(model, device=resolve_device(options.device), dtype=torch.float32)
-        else:
-            name = "the model"
-            if options.device != "auto":
-                raise ConfigError("device is for a model that is read from a folder; move the object yourself")
-        self.name, self.model, self.options, self.cut = name, model, options, Cut()
-        self.context = model.config.max_seq_len
-        depth = model.config.n_layers
+        self.model, self.name = open_model(model, device=options.device)
+        self.options, self.cut = options, Cut()
+        depth = self.model.config.n_layers
         layer = depth if options.layer is None else options.layer
         if not -depth - 1 <= layer <= depth:
             raise ConfigError(
-                f"layer {layer}: {name} has layers 0 (the embeddings) to {depth}; from the end, -1 to {-depth - 1}"
+                f"layer {layer}: {self.name} has layers 0 (the embeddings) to {depth}; from the end, -1 to {-depth - 1}"
             )
         self.layer = layer % (depth + 1)
-        self.before, self.after = self._frame()
-
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """The special ids before and after a text."""
-        tokenizer = self.model.tokenizer
-        if tokenizer is None:
-            raise ModelError(f"{self.name}: has no tokenizer, so it cannot read a text; add its files")
-        if isinstance(self.model, BERT):
-            if tokenizer.cls_id is None or tokenizer.sep_id is None:
-                raise ModelError(
-                    f"{self.name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; "
-                    "add the tokenizer it was trained with"
-                )
-            return [tokenizer.cls_id], [tokenizer.sep_id]
-        if self.options.pooling == "cls":
+        if options.pooling == "cls" and isinstance(self.model, GPT):
             raise ConfigError(
                 f"pooling cls: {self.name} is a GPT, whose first token sees nothing of the text; use mean or token"
             )
-        return [] if tokenizer.bos_id is None else [tokenizer.bos_id], []
+        self.before, self.after = frame(self.model, self.name)
 
-    def blocks(self, texts: Iterator[Text]) -> Iterator[list[np.ndarray]]:
+    def blocks(self, texts: Iterator[tuple[str, str]]) -> Iterator[list[np.ndarray]]:
         """The vectors (D,), or states (T, D), of the texts in order, a block of texts at a time."""
         with evaluating(self.model):
             while chunk := list(islice(texts, _CHUNK)):
@@ -255,33 +225,23 @@ class _Encoder:
                     found |= zip(batch, self._pooled([rows[at] for at in batch]), strict=True)
                 for at, one in found.items():
                     if not np.isfinite(one).all():
-                        raise ModelError(
-                            f"{chunk[at].where}: its states in {self.name} are not finite; mend the weights"
-                        )
+                        raise ModelError(f"{chunk[at][0]}: its states in {self.name} are not finite; mend the weights")
                 yield [found[at] for at in range(len(chunk))]
 
-    def _rows(self, chunk: list[Text]) -> list[np.ndarray]:
+    def _rows(self, chunk: list[tuple[str, str]]) -> list[np.ndarray]:
         """The ids of each text with the special ones around them, cut to the context where that is allowed."""
-        try:
-            encoded = self.model.tokenizer.encode_batch([one.text for one in chunk], threads=torch.get_num_threads())
-        except DataError:
-            for where, text in chunk:  # which of them it was
-                try:
-                    self.model.tokenizer.encode(text)
-                except DataError as error:
-                    raise DataError(f"{where}: {error}") from error
-            raise
-        rows, n_special = [], len(self.before) + len(self.after)
+        encoded = self.model.tokenizer.encode_batch([text for _, text in chunk], threads=torch.get_num_threads())
+        rows, context, n_special = [], self.model.config.max_seq_len, len(self.before) + len(self.after)
         for (where, _), ids in zip(chunk, encoded, strict=True):
-            over = len(ids) + n_special - self.context
+            over = len(ids) + n_special - context
             if over > 0:
                 if not self.options.truncate:
                     special = f" with {n_special} special ones" * (n_special > 0)
                     raise DataError(
                         f"{where}: has {len(ids) + n_special:,} tokens{special}, the model's context holds "
-                        f"{self.context:,} (max_seq_len); split the text, or cut it with --truncate"
+                        f"{context:,} (max_seq_len); split the text, or cut it with --truncate"
                     )
-                ids = ids[: len(ids) - over]
+                ids = ids[:-over]
                 self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
             row = np.concatenate([self.before, ids, self.after]).astype(np.int64)
             if not len(row):
@@ -293,8 +253,8 @@ class _Encoder:
     def _pooled(self, rows: list[np.ndarray]) -> list[np.ndarray]:
         device = self.model.transformer.tokens.weight.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, T)
         tokens = pad_rows(rows, 0).to(device)  # what stands at padding is seen by nothing
+        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # (B, T)
         hidden: Tensor = self.model.transformer(tokens, mask=mask, n_layers=self.layer).float()  # (B, T, D)
         if self.options.pooling == "cls":
             return list(hidden[:, 0].cpu().numpy())
@@ -312,29 +272,6 @@ class _Encoder:
             digest.update(f"{name} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
         return {"model_sha256": digest.hexdigest(), "layer": self.layer, "pooling": self.options.pooling}
-
-
-def _joined(blocks: list[list[np.ndarray]]) -> Vectors:
-    """All vectors in order; empties `blocks`, so that little is held twice."""
-    if blocks[0][0].ndim == 2:
-        return [one for block in blocks for one in block]
-    stacked = np.empty((sum(map(len, blocks)), len(blocks[0][0])), np.float32)
-    start = 0
-    while blocks:
-        block = blocks.pop(0)
-        stacked[start : start + len(block)] = block
-        start += len(block)
-    return stacked
-
-
-def _saved_zscore(encoder: _Encoder) -> ZScore:
-    return read_zscore(Path(str(encoder.options.zscore)), encoder.model.config.dim, **encoder.about())
-
-
-def _fitted_zscore(encoder: _Encoder, corpus: Path, source: object, vectors: Vectors) -> ZScore:
-    if isinstance(source, str | Path) and corpus.samefile(source):
-        return fit_zscore(([one] for one in vectors), corpus, **encoder.about())
-    return fit_zscore(encoder.blocks(_texts(corpus)), corpus, **encoder.about())
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

@@ -19,9 +19,8 @@ from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import standing, write_text
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.model import GPT, LanguageModel
-from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig
+from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig, labelled_task, labelled_task_of
 from nlpstack.tasks.corpus import tokenize_split
-from nlpstack.tasks.labelled_task import labelled_task, labelled_task_of
 from nlpstack.train import evaluator, runtime
 from nlpstack.train.log import Reporter, Silent, finite
 from nlpstack.train.run import read_record, read_results, results_text
@@ -95,7 +94,8 @@ def _evaluate_one(
         started = time.perf_counter()
         scores = evaluator.evaluate(model, scored.task, scored.data, config, device=device, dtype=dtype)
         seconds = time.perf_counter() - started
-    note(f"{path}: the {scored.split} split scored in {seconds:.1f} s")
+    counted = f"{len(made.data.examples):,} examples" if made else f"{scores['loss'].n:,} tokens"
+    note(f"{path}: {counted} scored in {seconds:.1f} s")
     task = scored.task
     names = list(options.metrics) or list(scores)
     for name in names:
@@ -118,7 +118,7 @@ class _Scored(NamedTuple):
     """What is scored."""
 
     task: Task
-    data: object
+    data: Any
     split: str
     key: str  # hash of the data
 

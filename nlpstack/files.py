@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,13 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
     temporary.mkdir()
     try:
         yield temporary
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        for path in files:
+        entries = {}
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that no other user may read
             fsync_path(path)
-        names = [path.relative_to(temporary).as_posix() for path in files]
-        entries = {
-            name: {"size": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
-            for name in names
-            if name not in free_text
-        }
+            name = path.relative_to(temporary).as_posix()
+            if name not in free_text:
+                entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
         write_text(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
         publish(temporary, target)
     finally:
@@ -145,10 +142,10 @@ def verify_manifest(folder: Path, kind: type[NlpstackError], cure: str) -> bool:
             raise kind(f"{path}: names '{name}', which is outside the folder; {cure}")
         if not file.is_file():
             raise kind(f"{file}: missing, though {MANIFEST} lists it; {cure}")
-        if not isinstance(entry, dict) or file.stat().st_size != entry.get("size"):
-            size = entry.get("size") if isinstance(entry, dict) else None
-            raise kind(f"{file}: {file.stat().st_size} bytes, {MANIFEST} says {size}; {cure}")
-        if sha256_file(file) != entry.get("sha256"):
+        told = entry if isinstance(entry, dict) else {}
+        if file.stat().st_size != told.get("size"):
+            raise kind(f"{file}: {file.stat().st_size} bytes, {MANIFEST} says {told.get('size')}; {cure}")
+        if sha256_file(file) != told.get("sha256"):
             raise kind(f"{file}: altered since it was written (its SHA-256 is not the one in {MANIFEST}); {cure}")
     return True
 
@@ -159,5 +156,4 @@ def remove_leftovers(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            with suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)

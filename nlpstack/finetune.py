@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nlpstack.data.labelled import Splits, labelled_splits, load_labelled, split_key
+from nlpstack.data.labelled import labelled_splits, load_labelled, split_key
 from nlpstack.data.loader import Bucketed
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
@@ -16,15 +16,11 @@ from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import BERT, GPT, LanguageModel
-from nlpstack.model.heads import Labels
 from nlpstack.model.lora import add_lora
 from nlpstack.report import add_loss_picture
 from nlpstack.start import newest_pretrained, with_shape_of
-from nlpstack.tasks import NER, Classification, Generation
-from nlpstack.tasks.classification import labels_of
+from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
-from nlpstack.tasks.labelled_task import LabelledTask
-from nlpstack.tasks.ner import tags_of
 from nlpstack.train.log import Reporter, Silent
 from nlpstack.train.run import LOSS_PICTURE, Run, load_run, read_record
 
@@ -39,7 +35,6 @@ def finetune(
     overrides: Sequence[str] = (),
     *,
     task: str | None = None,
-    lora: bool | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -48,13 +43,13 @@ def finetune(
 ) -> RunResult | None:
     """Adapt a model by a recipe, with `overrides` ("section.key=value"), into the run folder `out` (runs/<recipe>).
 
-    `task` and `lora`, where given, must be what the recipe has. Without `options.model` it is the newest pretraining
-    run under runs/. Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend,
+    `task`, where given, must be what the recipe has. Without `options.model` it is the newest pretraining run under
+    runs/. Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend,
     and Stopped, after saving, where `options.stop` was set.
     """
     options, reporter = options or RunOptions(), reporter or Silent()
     run = load_run(recipe, "finetune", options.flags, overrides)
-    _check_recipe(run, task, lora)
+    _check_recipe(run, task)
     path = Path(out) if out is not None else RUNS / run.name
     place = _start(run, options, path, resume=resume)
     reporter.say(f"starts from {place}")
@@ -73,14 +68,12 @@ def finetune(
     return result
 
 
-def _check_recipe(run: Run, task: str | None, lora: bool | None) -> None:
+def _check_recipe(run: Run, task: str | None) -> None:
     own = run.config.task.name
     if not own:
         raise ConfigError(f"the recipe '{run.name}' has no task.name: classification, ner or generation")
     if task is not None and task != own:
         raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own} (task.name)")
-    if lora and not run.config.lora.rank:
-        raise ConfigError(f"--lora: the recipe '{run.name}' has no adapters (lora.rank=0); give --set lora.rank=8")
 
 
 def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
@@ -111,7 +104,8 @@ def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Materia
     splits: dict[str, Any] = load_labelled(
         config.data.paths, name, val_share=config.data.val_share, seed=seed, note=note
     )
-    task, model, fresh = _task_and_model(run, start, splits, note)
+    task = task_on(splits["train"], start.tokenizer, config.model, config.task, note)
+    model, fresh = _with_heads(start, run, task, note)
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
     if isinstance(task, Classification):
         task.weigh(splits["train"])
@@ -146,26 +140,14 @@ def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Materia
     )
 
 
-def _task_and_model(
-    run: Run, start: LanguageModel, splits: Splits, note: Note
-) -> tuple[LabelledTask, LanguageModel, list[str]]:
-    """The task on the data's labels; the model with its heads, kept or fresh; the names of the fresh weights."""
-    config, tokenizer = run.config, start.tokenizer
+def _with_heads(start: LanguageModel, run: Run, task: LabelledTask, note: Note) -> tuple[LanguageModel, list[str]]:
+    """The model with the heads that the task needs, those of `start` or else fresh; the names of fresh weights."""
     if isinstance(start, GPT):
-        gpt = GPT(config.model, tokenizer)
+        gpt = GPT(run.config.model, start.tokenizer)
         gpt.load_state_dict(start.state_dict())
-        return Generation(tokenizer, config.model, config.task), gpt, []
-    train: Any = splits["train"]
-    task: Classification | NER
-    if config.task.name == "ner":
-        task = NER(tokenizer, config.model, tags_of(train, note), config.task)
-    else:
-        task = Classification(tokenizer, config.model, labels_of(train, note), config.task)
-    return task, *_with_heads(start, run, task, note)
-
-
-def _with_heads(start: BERT, run: Run, task: Classification | NER, note: Note) -> tuple[BERT, list[str]]:
-    labels: Labels = task.labels
+        return gpt, []
+    assert not isinstance(task, Generation)
+    labels = task.labels
     model = BERT.create(
         run.config.model, seed=run.config.train.seed, tokenizer=start.tokenizer, heads=task.heads, labels=labels
     )
@@ -219,18 +201,9 @@ def _samples(task: LabelledTask, model: nn.Module, val: EncodedRows, run: Run) -
     part = replace(val, rows=[row for row in val.rows if row.example < n])
     said = []
     with evaluating(model):
-        metric = task.metric()
-        for batch in part.batches(run.config.eval.batch_tokens):
-            on_device = batch.to(next(model.parameters()).device)
-            if isinstance(task, NER):
-                for example, values, tags in task.decoded(model, on_device, metric):
-                    text = " ".join(example.words)
-                    _, found = task.entities(example.words, tags, values)
-                    said.append(
-                        {"prompt": text[:_SHOWN_CHARS], "text": "; ".join(f"{e['label']} {e['text']}" for e in found)}
-                    )
-            else:
-                for number, one in task.predict(model, on_device):
-                    text = val.examples[number].text
-                    said.append({"prompt": text[:_SHOWN_CHARS], "text": str(one["label"])})
+        for number, found in task.results(model, part, run.config.eval.batch_tokens):
+            example = val.examples[number]
+            text = example.text if isinstance(task, Classification) else " ".join(example.words)
+            entities = "; ".join(f"{one['label']} {one['text']}" for one in found.get("entities", ()))
+            said.append({"prompt": text[:_SHOWN_CHARS], "text": str(found.get("label", entities))})
     return said

@@ -51,57 +51,44 @@ def generate(
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
         ready = _ready(model, device, DTYPES[dtype])
-        if ready.tokenizer is None:
-            raise ModelError(
-                f"{_name(model)}: has no tokenizer, so it can neither read a prompt nor write text; add its files"
-            )
         generations, timing = decode(ready, ready.tokenizer, prompts, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
 
 
 def _ready(model: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> GPT:
-    """The model on its device and in its dtype, without changing one that the caller holds."""
+    """A GPT with a tokenizer, on its device and in its dtype, without changing one that the caller holds."""
     if isinstance(model, str | Path):
-        return _causal(load_model(model, device=resolve_device(device), dtype=dtype), model)
-    held = _causal(model, model)
-    target = held.unembedding.device if device == "auto" else resolve_device(device)
-    if all(_is_on(weight.device, target) and weight.dtype == dtype for weight in held.parameters()):
-        return held
-    return copy.deepcopy(held, {id(held.tokenizer): held.tokenizer}).to(target, dtype)
-
-
-def _causal(ready: LanguageModel, model: LanguageModel | str | Path) -> GPT:
-    """The model if it can go on from a text."""
+        name, ready = str(model), load_model(model, device=resolve_device(device), dtype=dtype)
+    else:
+        name, ready = "the model", model
     if not isinstance(ready, GPT):
         raise ModelError(
-            f"{_name(model)}: a BERT, an encoder that sees both sides of a token, so it cannot go on from a text; see "
+            f"{name}: a BERT, an encoder that sees both sides of a token, so it cannot go on from a text; see "
             "'nlpstack fill-mask' and 'nlpstack embed', or give a GPT"
         )
-    return ready
-
-
-def _name(model: LanguageModel | str | Path) -> str:
-    return str(model) if isinstance(model, str | Path) else "the model"
-
-
-def _is_on(device: torch.device, target: torch.device) -> bool:
-    return device.type == target.type and target.index in (None, device.index)
+    if ready.tokenizer is None:
+        raise ModelError(f"{name}: has no tokenizer, so it can neither read a prompt nor write text; add its files")
+    target = ready.unembedding.device if device == "auto" else resolve_device(device)
+    if ready is not model or all(
+        weight.dtype == dtype and weight.device.type == target.type and target.index in (None, weight.device.index)
+        for weight in ready.parameters()
+    ):
+        return ready
+    return copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, dtype)
 
 
 def default_prompts(path: str | Path) -> list[str]:
     """The prompts of a run's last validation sample; for any other model folder, one empty prompt."""
     folder = Path(path)
     metrics = (folder.parent if folder.name == "model" else folder) / "metrics.jsonl"
-    if not metrics.is_file():
-        return [""]
-    for line in reversed(metrics.read_bytes().split(b"\n")):
+    lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
+    for line in reversed(lines):
         try:
             record = json.loads(line)
         except ValueError:  # empty, or cut short by a killed run
             continue
-        samples = record.get("samples") if isinstance(record, dict) else None
-        if samples:
-            return [sample["prompt"] for sample in samples]
+        if isinstance(record, dict) and record.get("samples"):
+            return [sample["prompt"] for sample in record["samples"]]
     return [""]
 
 
@@ -109,14 +96,13 @@ def read_prompts(path: str | Path) -> list[str]:
     """The lines of a UTF-8 file, one prompt a line; an empty line is an empty prompt."""
     try:
         data = Path(path).read_bytes()
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); --prompts takes a text file") from error
-    if not data:
-        raise DataError(f"{path}: is empty; write one prompt a line")
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; convert the file to UTF-8"
         ) from error
+    if not data:
+        raise DataError(f"{path}: is empty; write one prompt a line")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

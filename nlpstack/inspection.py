@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from importlib import metadata
@@ -19,10 +20,9 @@ from nlpstack.config import near
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
 from nlpstack.errors import ConfigError
-from nlpstack.files import fsync_path
 from nlpstack.hub import load_model
-from nlpstack.job import count_parameters, make_choices
-from nlpstack.memory import MemoryEstimate, current_memory, estimate_memory, kv_cache_bytes
+from nlpstack.job import count_parameters, make_choices, run_session
+from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
 from nlpstack.model.heads import HEADS
@@ -30,7 +30,7 @@ from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
-from nlpstack.tokenizer.layout import N_FIXED
+from nlpstack.tokenizer.proto import N_FIXED
 from nlpstack.train import runtime
 from nlpstack.train.flops import flops_per_token
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
@@ -47,11 +47,21 @@ EXTRAS = {
     "zstd": (("zstandard",), ".zst corpora"),
     "gguf": (("gguf",), ".gguf models"),
 }
-_VERSIONS = ("torch", "numpy", "sentencepiece", "safetensors", "pydantic", "click")
+_REQUIRED = ("torch", "numpy", "sentencepiece", "safetensors", "pydantic", "click")
 _SLOWER = 0.85  # a choice is contradicted where it reaches less than this share of the other's speed
 _LITTLE_SPACE = 1 << 30  # bytes
 _WRITTEN = 32 << 20  # bytes of the file that tells how fast the disk is
 _SHAPE = (16, 6, 128, 32)  # sequences, heads, tokens, width of a head: the recipe `gpt`
+_RULES = {  # how a choice is made, and what is said where a measurement contradicts it
+    "dtype": (
+        "bf16 on CPUs with AMX or AVX512-BF16 and GPUs of capability 8.0 up, else fp32",
+        "{chosen}, but {best} multiplies {times}; give --dtype {best}",
+    ),
+    "attention": (
+        "plain products on a CPU, the fused kernel elsewhere",
+        f"the {{chosen}} product, but the {{best}} one is {{times}} at {_SHAPE[2]} tokens",
+    ),
+}
 
 
 # -- info --------------------------------------------------------------------------------------------------------------
@@ -67,18 +77,29 @@ def info(
     values are None for a BERT, which has none. Raises NlpstackError where nothing is found.
     """
     notes: list[str] = []
-    recipe = _recipe(target)
-    if recipe is None and overrides:
+    name, config, choices = str(target), None, None
+    if (recipe := _recipe(target)) is not None:
+        run = load_run(str(recipe), STAGE, flags or {}, overrides)
+        kind, name, config = "recipe", run.name, run.config
+        notes += run.resolved.notes
+        model = _model_of(config, notes.append)
+    elif overrides:
         raise ConfigError(f"--set {overrides[0]}: {target} is a model, which has no values to set; give a recipe")
-    kind, name, config, model, choices = (
-        _of_folder(Path(target)) if recipe is None else _of_recipe(recipe, overrides, flags or {}, notes.append)
-    )
+    else:
+        kind, model = "model", load_model(target)
+        if (record := Path(target) / "config.toml").is_file():
+            kind, config = "run", load_run(str(record), STAGE, {}, ()).config
+            folder = RunFolder(Path(target))
+            folder.record = read_record(folder.path)
+            choices = folder.choices()
+    task = config.task if config else TaskConfig()
+    scored = 1.0 if isinstance(model, GPT) else task.mask_share if model.mlm_head is not None else 0.0
     return {
         "name": name,
         "kind": kind,
         "shape": asdict(model.config),
         "parameters": _parameters(model),
-        "flops_per_token": flops_per_token(model, predicted=_predicted(model, config)),
+        "flops_per_token": flops_per_token(model, predicted=scored),
         "kv_cache_bytes_per_token": kv_cache_bytes(model.config) if model.config.causal else None,
         **_training(model, config, choices, notes.append),
         "notes": notes,
@@ -99,17 +120,11 @@ def _recipe(target: str | Path) -> Path | None:
     raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known if close else names)}")
 
 
-Found = tuple[str, str, RunConfig | None, LanguageModel, Choices | None]  # kind, name, how it is trained, the model
-
-
-def _of_recipe(recipe: Path, overrides: Sequence[str], flags: Mapping[str, Any], note: Note) -> Found:
-    run = load_run(str(recipe), STAGE, flags, overrides)
-    for text in run.resolved.notes:
-        note(text)
-    shape = replace(run.config.model, vocab_size=_vocab_size(run.config, note))
+def _model_of(config: RunConfig, note: Note) -> LanguageModel:
+    """The model that a recipe makes, without memory for its weights."""
+    shape = replace(config.model, vocab_size=_vocab_size(config, note))
     with on_meta():
-        model = GPT(shape) if shape.causal else BERT(shape, heads=HEADS if run.config.task.nsp else ("mlm",))
-    return "recipe", run.name, run.config, model, None
+        return GPT(shape) if shape.causal else BERT(shape, heads=HEADS if config.task.nsp else ("mlm",))
 
 
 def _vocab_size(config: RunConfig, note: Note) -> int:
@@ -129,27 +144,16 @@ def _vocab_size(config: RunConfig, note: Note) -> int:
     return size
 
 
-def _of_folder(folder: Path) -> Found:
-    model = load_model(folder)
-    if not (folder / "config.toml").is_file():
-        return "model", str(folder), None, model, None
-    run = RunFolder(folder)
-    run.record = read_record(folder)
-    return "run", str(folder), load_run(str(folder / "config.toml"), STAGE, {}, ()).config, model, run.choices()
-
-
 def _parameters(model: LanguageModel) -> dict[str, int]:
     """Weights, shared ones once: of tokens and positions, a BERT's heads, the others, and the blocks by rule."""
     config, core = model.config, model.transformer
-    blocks = count_parameters(core.blocks)
+    total, blocks = count_parameters(model), count_parameters(core.blocks)
     other = blocks + count_parameters(core.norm)
-    heads = 0
-    if isinstance(model, BERT):
-        parts = (model.mlm_head, model.pooler, model.nsp_head)
-        heads = sum(count_parameters(part) for part in parts if part is not None)
-        if model.mlm_head is not None and model.mlm_head.decoder is not None:
-            heads -= model.mlm_head.decoder.weight.numel()  # an unembedding
-    total = count_parameters(model)
+    heads = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.startswith(("mlm_head.", "pooler.", "nsp_head.", "classifier.")) and "decoder" not in name
+    )  # the decoder is an unembedding
     return {
         "total": total,
         "embedding": total - other - heads,
@@ -160,49 +164,33 @@ def _parameters(model: LanguageModel) -> dict[str, int]:
     }
 
 
-def _predicted(model: LanguageModel, config: RunConfig | None) -> float:
-    """The share of tokens that are scored against the vocabulary; of a BERT without a recipe, the usual one."""
-    if isinstance(model, GPT):
-        return 1.0
-    return (config.task if config else TaskConfig()).mask_share if model.mlm_head is not None else 0.0
-
-
 def _training(model: LanguageModel, config: RunConfig | None, choices: Choices | None, note: Note) -> dict[str, Any]:
     """The choices of a run and the bytes it takes; of a model without a recipe, the bytes of its weights alone."""
     if config is None:
         weights = sum(parameter.nbytes for parameter in model.parameters())
         note("no run: how it would be trained is not known, so only the weights are counted")
         return {"training": None, "bytes": {**{part.name: None for part in fields(MemoryEstimate)}, "weights": weights}}
-    train = config.train
-    device = torch.device(choices.device) if choices else runtime.resolve_device(train.device)
-    batch_size = train.sequences(model.config.max_seq_len)
-    # In the session of a run: what it loads is part of what the process holds.
-    with runtime.session(
-        threads=train.threads or torch.get_num_threads(), deterministic=train.deterministic or device.type == "cpu"
-    ):
+    train, length = config.train, model.config.max_seq_len
+    batch_size = train.sequences(length)
+    with run_session(train, choices):  # what it loads is part of what the process holds
         if choices is None:
             order = Shuffled(0, batch_size=batch_size, seed=train.seed)
-            choices = make_choices(config, model, order, seq_len=model.config.max_seq_len, note=note)
-        held = current_memory() - sum(p.nbytes for p in model.parameters() if p.device.type == "cpu")
-        estimate = estimate_memory(model, config, choices, batch_size=batch_size, process=held)
-    made = {name: getattr(choices, name) for name in ("device", "dtype", "attention", "compile", "threads")}
+            choices = make_choices(config, model, order, seq_len=length, note=note)
+        estimate = estimate_memory(model, config, choices, batch_size=batch_size)
     if train.epochs is not None:
         note("train.epochs: how many steps that is depends on the data, so whether it is compiled is not known")
     if choices.compile:
         note("the run is compiled, and the bytes are those of an eager one; it keeps less, and compiling takes its own")
-    return {
-        "training": {
-            **made,
-            "optimizer": config.optim.name,
-            "sequence_length": model.config.max_seq_len,
-            "batch_size": batch_size,
-            "micro_batch": choices.micro_batch,
-            "tokens_per_step": batch_size * model.config.max_seq_len,
-            "loss_chunk": choices.loss_chunk,
-            "activation_checkpointing": train.activation_checkpointing,
-        },
-        "bytes": asdict(estimate),
+    made = ("device", "dtype", "attention", "compile", "threads", "micro_batch", "loss_chunk")
+    training = {
+        **{name: getattr(choices, name) for name in made},
+        "optimizer": config.optim.name,
+        "sequence_length": length,
+        "batch_size": batch_size,
+        "tokens_per_step": batch_size * length,
+        "activation_checkpointing": train.activation_checkpointing,
     }
+    return {"training": training, "bytes": asdict(estimate)}
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------------
@@ -217,40 +205,30 @@ def doctor(
     a small function too, which takes long. Raises ConfigError for a device that is not there.
     """
     problems: list[str] = []
-    chosen = runtime.resolve_device(device)
-    dtype = runtime.resolve_dtype("auto", chosen)
+    place, problem = runtime.resolve_device(device), problems.append
     with runtime.session(threads=threads or torch.get_num_threads(), deterministic=False):
         return {
-            "versions": {
-                "nlpstack": __version__,
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in _VERSIONS},
+            "versions": {"nlpstack": __version__, "python": platform.python_version(), **_versions(_REQUIRED)},
+            "extras": {
+                extra: {"installed": all((found := _versions(packages)).values()), "gives": gives, "packages": found}
+                for extra, (packages, gives) in EXTRAS.items()
             },
-            "extras": _extras(),
-            "machine": _machine(chosen, problems.append),
-            "device": {"choice": str(chosen), "rule": "a CUDA device where torch finds one, else the CPU"},
-            "dtype": _check_dtype(chosen, dtype, problems.append),
-            "attention": _check_attention(chosen, dtype, problems.append),
-            "compiler": _check_compiler(chosen, full, problems.append),
-            "disk": _check_disk(Path(out), problems.append),
+            "machine": _machine(place, problem),
+            "device": {"choice": str(place), "rule": "a CUDA device where torch finds one, else the CPU"},
+            **_measured_choices(place, runtime.resolve_dtype("auto", place), problem),
+            "compiler": _check_compiler(place, full, problem),
+            "disk": _check_disk(Path(out), problem),
             "problems": problems,
         }
 
 
-def _extras() -> dict[str, dict[str, Any]]:
-    """Which extras are installed, and what each gives."""
-    found = {}
-    for extra, (packages, gives) in EXTRAS.items():
-        versions = {name: _version(name) for name in packages}
-        found[extra] = {"installed": None not in versions.values(), "gives": gives, "packages": versions}
+def _versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """The version of each package, None of one that is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _machine(device: torch.device, problem: Note) -> dict[str, Any]:
@@ -259,11 +237,10 @@ def _machine(device: torch.device, problem: Note) -> dict[str, Any]:
     threads = torch.get_num_threads()
     if threads > usable:
         problem(f"threads: {threads} on {usable} usable cores wait for one another; give --threads {usable}")
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    except OSError:
-        sizes = {}
+    sizes = {}
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            sizes[line.split(":")[0]] = int(line.split()[1]) * 1024
     found: dict[str, Any] = {
         "system": platform.platform(),
         "processor": runtime.processor_name("cpu"),
@@ -287,23 +264,19 @@ def _seconds(work: Callable[[], object]) -> float:
     return min(timer.blocked_autorange(min_run_time=0.3).times)
 
 
+def _beside_rule(what: str, chosen: str, seconds: Mapping[str, float], problem: Note) -> dict[str, Any]:
+    """A rule and what it chooses; that another choice was clearly faster is a problem."""
+    rule, message = _RULES[what]
+    best = min(seconds, key=lambda name: seconds[name])
+    if seconds[best] < _SLOWER * seconds[chosen]:
+        times = f"{seconds[chosen] / seconds[best]:.1f} times as fast here"
+        problem(f"{what}: the rule takes " + message.format(chosen=chosen, best=best, times=times))
+    return {"choice": chosen, "rule": rule}
+
+
 def _product_seconds(n: int, dtype: str, device: torch.device) -> float:
     a = torch.ones(n, n, dtype=runtime.DTYPES[dtype], device=device)
     return _seconds(lambda: a @ a)
-
-
-def _check_dtype(device: torch.device, chosen: str, problem: Note) -> dict[str, Any]:
-    """FLOP/s of a matrix product in fp32 and bf16, beside what `train.dtype=auto` takes."""
-    n = 1024 if device.type == "cpu" else 8192
-    rates = {dtype: 2 * n**3 / _product_seconds(n, dtype, device) for dtype in ("fp32", "bf16")}
-    other = "fp32" if chosen == "bf16" else "bf16"
-    if rates[chosen] < _SLOWER * rates[other]:
-        problem(
-            f"dtype: the rule takes {chosen}, but {other} multiplies {rates[other] / rates[chosen]:.1f} times as fast "
-            f"here; give --dtype {other}"
-        )
-    rule = "bf16 on CPUs with AMX or AVX512-BF16 and GPUs of capability 8.0 up, else fp32"
-    return {"choice": chosen, "rule": rule, **{f"{name}_gflops": round(r / 1e9, 1) for name, r in rates.items()}}
 
 
 def _attention_seconds(product: str, dtype: str, device: torch.device) -> float:
@@ -312,29 +285,27 @@ def _attention_seconds(product: str, dtype: str, device: torch.device) -> float:
     return _seconds(lambda: attend(q, k, v, None, causal=True, dropout=0.0).sum().backward())
 
 
-def _check_attention(device: torch.device, dtype: str, problem: Note) -> dict[str, Any]:
-    """Milliseconds of the plain and the fused attention product, forward and backward, beside the one runs take."""
-    times = {product: 1e3 * _attention_seconds(product, dtype, device) for product in ("plain", "fused")}
-    chosen = faster_in_training(device.type)
-    other = "fused" if chosen == "plain" else "plain"
-    if times[other] < _SLOWER * times[chosen]:
-        problem(
-            f"attention: the rule takes the {chosen} product, but the {other} one is "
-            f"{times[chosen] / times[other]:.1f} times as fast here at {_SHAPE[2]} tokens"
-        )
-    rule = "plain products on a CPU, the fused kernel elsewhere"
-    return {"choice": chosen, "rule": rule, **{f"{name}_ms": round(time, 3) for name, time in times.items()}}
+def _measured_choices(device: torch.device, dtype: str, problem: Note) -> dict[str, Any]:
+    """FLOP/s of a matrix product in each dtype, milliseconds of each attention product there and back, beside rules."""
+    n = 1024 if device.type == "cpu" else 8192
+    products = {name: _product_seconds(n, name, device) for name in ("fp32", "bf16")}
+    attentions = {name: _attention_seconds(name, dtype, device) for name in ("plain", "fused")}
+    rates = {f"{name}_gflops": round(2e-9 * n**3 / seconds, 1) for name, seconds in products.items()}
+    times = {f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in attentions.items()}
+    return {
+        "dtype": _beside_rule("dtype", dtype, products, problem) | rates,
+        "attention": _beside_rule("attention", faster_in_training(device.type), attentions, problem) | times,
+    }
 
 
 def _check_compiler(device: torch.device, full: bool, problem: Note) -> dict[str, Any]:
     """Whether torch.compile finds what it needs and, with `full`, the seconds that a small function takes."""
-    found = runtime.can_compile(device.type)
+    found, seconds = runtime.can_compile(device.type), None
     if not found:
         problem(
             "compiler: none found, so every run is eager; a C++ compiler (g++ or clang++) would make long runs faster"
         )
-    seconds = None
-    if full and found:
+    elif full:
         started = time.perf_counter()
         try:
             torch.compile(lambda x: (x * x).sum())(torch.ones(64, device=device))
@@ -348,8 +319,7 @@ def _check_compiler(device: torch.device, full: bool, problem: Note) -> dict[str
 def _check_disk(out: Path, problem: Note) -> dict[str, Any]:
     """Free bytes where a run's folder would be, and how fast a file is written there and forced onto the disk."""
     place = next((folder for folder in (out, *out.parents) if folder.is_dir()), Path("."))
-    free = shutil.disk_usage(place).free
-    found = {"path": str(place), "free_bytes": free, "write_mb_per_second": None}
+    free, speed = shutil.disk_usage(place).free, None
     if free < _LITTLE_SPACE:
         problem(f"disk: {free / 2**20:,.0f} MiB free at {place}; a run keeps three checkpoints of 12 bytes a weight")
     try:
@@ -357,9 +327,8 @@ def _check_disk(out: Path, problem: Note) -> dict[str, Any]:
             started = time.perf_counter()
             file.write(bytes(_WRITTEN))
             file.flush()
-            fsync_path(Path(file.name))
-            seconds = time.perf_counter() - started
+            os.fsync(file.fileno())
+            speed = round(_WRITTEN / 1e6 / (time.perf_counter() - started), 1)
     except OSError as error:
         problem(f"disk: {place}: cannot be written ({error.strerror}); give another --out")
-        return found
-    return {**found, "write_mb_per_second": round(_WRITTEN / 1e6 / seconds, 1)}
+    return {"path": str(place), "free_bytes": free, "write_mb_per_second": speed}

@@ -5,6 +5,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.memory import MemoryEstimate, current_memory, describe_memory, estimate_memory
+from nlpstack.memory import describe_memory, estimate_memory
 from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
@@ -28,7 +29,7 @@ from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
-from nlpstack.train.run import Run, RunConfig, RunFolder, describe_choices
+from nlpstack.train.run import Run, RunConfig, RunFolder, TrainConfig, describe_choices
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 
@@ -87,7 +88,7 @@ class Material:
 Prepare = Callable[[Path, int, Callable[[str], None]], Material]  # (cache folder, threads, note)
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Job:
     """One run of a stage; `prepare` is where stages differ."""
 
@@ -97,25 +98,23 @@ class Job:
     reporter: Reporter
     prepare: Prepare
 
-    @property
-    def config(self) -> RunConfig:
-        """The sections of the run's recipe."""
-        return self.run.config
+    def __post_init__(self) -> None:
+        self.config = self.run.config
+        self.say = self.reporter.say
 
     def execute(self) -> RunResult:
         """Train to the end, from the start or from the newest checkpoint; raises Stopped after saving."""
         started = time.perf_counter()
         kept = self.folder.choices()
         if kept is not None and (done := self._finished(kept)) is not None:
-            self.reporter.say(f"{self.folder.path}: already finished after {done.steps:,} steps")
+            self.say(f"{self.folder.path}: already finished after {done.steps:,} steps")
             return done
-        threads = kept.threads if kept else self.config.train.threads or torch.get_num_threads()
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
-        with runtime.session(threads=threads, deterministic=self._deterministic(kept)):
-            material = self.prepare(cache, threads, self.reporter.say)
+        with run_session(self.config.train, kept):
+            material = self.prepare(cache, torch.get_num_threads(), self.say)
             trainer = self._trainer(material, kept)
             if kept is None and self.config.train.minutes is not None:
-                self._fit_minutes(trainer, self.config.train.minutes * 60 - (time.perf_counter() - started))
+                self._fit_minutes(trainer, self.config.train.minutes, started)
             self._settle(trainer, material, kept)
             try:
                 trainer.train()
@@ -126,52 +125,39 @@ class Job:
 
     def rehearse(self) -> None:
         """Everything up to and with the first step; the folder is one that will be thrown away."""
-        threads = self.config.train.threads or torch.get_num_threads()
-        say = self.reporter.say
-        with runtime.session(threads=threads, deterministic=self._deterministic(None)):
-            material = self.prepare(self.folder.path, threads, say)
+        with run_session(self.config.train):
+            material = self.prepare(self.folder.path, torch.get_num_threads(), self.say)
             trainer = self._trainer(material, None)
-            say(f"shape: {self.config.model}")
-            say(describe_memory(self._memory(material.model, trainer.choices, material.order.batch_size)))
+            choices, batch_size = trainer.choices, material.order.batch_size
+            self.say(f"shape: {self.config.model}")
+            self.say(describe_memory(estimate_memory(material.model, self.config, choices, batch_size=batch_size)))
             minutes = self.config.train.minutes
-            steps = f"{trainer.choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
-            say(f"steps: {steps} of at most {material.order.batch_size} sequences; {describe_choices(trainer.choices)}")
+            steps = f"{choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
+            self.say(f"steps: {steps} of at most {batch_size} sequences; {describe_choices(choices)}")
             batch = trainer.loader.micro_batches(0)[0]
-            say(f"first batch: {tuple(batch.tokens.shape)}, {batch.n_targets}, {batch.tokens[0, :16].tolist()}...")
-            trainer.choices = replace(trainer.choices, steps=max(1, trainer.choices.steps))
-            report = next(iter(trainer.steps()))
-            say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
-
-    def _memory(self, model: LanguageModel, choices: Choices, batch_size: int) -> MemoryEstimate:
-        on_cpu = torch.device(choices.device).type == "cpu"
-        weights = sum(parameter.nbytes for parameter in model.parameters()) if on_cpu else 0
-        return estimate_memory(model, self.config, choices, batch_size=batch_size, process=current_memory() - weights)
-
-    def _deterministic(self, kept: Choices | None) -> bool:
-        if kept is not None:
-            return kept.deterministic
-        return self.config.train.deterministic or runtime.resolve_device(self.config.train.device).type == "cpu"
+            self.say(f"first batch: {tuple(batch.tokens.shape)}, {batch.n_targets}, {batch.tokens[0, :16].tolist()}...")
+            trainer.choices = replace(choices, steps=max(1, choices.steps))
+            report = next(trainer.steps())
+            self.say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def _finished(self, kept: Choices) -> RunResult | None:
-        """The figures of a run that has nothing left to do."""
-        results = self.folder.results()
-        if results is None or "run" not in results or (self.config.train.steps or 0) > kept.steps:
+        """The figures of a run that has nothing left to do; without its model, the last checkpoint makes that again."""
+        figures = (self.folder.results() or {}).get("run")
+        longer = (self.config.train.steps or 0) > kept.steps
+        if figures is None or longer or not standing(self.folder.model).exists():
             return None
-        if not standing(self.folder.model).exists():
-            return None  # the last checkpoint makes it again
         try:
-            return RunResult(**{**results["run"], "finished_before": True})
+            return RunResult(**{**figures, "finished_before": True})
         except TypeError as error:
-            raise CheckpointError(
-                f"{self.folder.path}/results.json: altered, or of another version ({error})"
-            ) from error
+            path = self.folder.path
+            raise CheckpointError(f"{path}/results.json: altered, or of another version ({error})") from error
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config.train
         choices = kept or make_choices(
-            self.config, material.model, material.order, seq_len=material.seq_len, note=self.reporter.say
+            self.config, material.model, material.order, seq_len=material.seq_len, note=self.say
         )
         material.task.loss_chunk = choices.loss_chunk
         device = torch.device(choices.device)
@@ -200,23 +186,11 @@ class Job:
             stop=self.options.stop,
         )
 
-    def _check_frozen(self, trainer: Trainer) -> None:
-        """Hold the weights that do not train to what they were at the start."""
-        if trainer.frozen_hash != (now := frozen_hash(trainer.model)):
-            raise TrainingError(f"weights that do not train have changed (SHA-256 {now}); this is a fault of nlpstack")
-        n_frozen = sum(not parameter.requires_grad for parameter in trainer.model.parameters())
-        if n_frozen:
-            self.reporter.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
-
-    def _fit_minutes(self, trainer: Trainer, seconds_left: float) -> None:
+    def _fit_minutes(self, trainer: Trainer, minutes: float, started: float) -> None:
         """Turn train.minutes into steps, once, from the time a few steps take."""
-        started = time.perf_counter()
-        step_seconds = trainer.seconds_per_step()
-        left = seconds_left - (time.perf_counter() - started)
-        steps = max(1, math.floor(left / step_seconds))
-        self.reporter.say(
-            f"train.minutes={self.config.train.minutes:g}: {step_seconds * 1e3:.1f} ms a step, {steps:,} steps"
-        )
+        seconds = trainer.seconds_per_step()
+        steps = max(1, math.floor((minutes * 60 - (time.perf_counter() - started)) / seconds))
+        self.say(f"train.minutes={minutes:g}: {seconds * 1e3:.1f} ms a step, {steps:,} steps")
         trainer.choices = replace(trainer.choices, steps=steps)
 
     def _settle(self, trainer: Trainer, material: Material, kept: Choices | None) -> None:
@@ -224,49 +198,44 @@ class Job:
         if kept is not None:
             self._check_kept(kept, material.hashes)
             trainer.choices = replace(kept, steps=max(kept.steps, self.config.train.steps or 0))
-            checkpoint = self.folder.checkpoints.load_newest(self.reporter.say)
+            checkpoint = self.folder.checkpoints.load_newest(self.say)
             if checkpoint is None:
                 trainer.log.cut(0)
-                self.reporter.say("no checkpoint yet: starts at step 0")
+                self.say("no checkpoint yet: starts at step 0")
             else:
                 trainer.restore(checkpoint)
-                self.reporter.say(f"resumed after step {trainer.state.step:,} of {trainer.choices.steps:,}")
+                self.say(f"resumed after step {trainer.state.step:,} of {trainer.choices.steps:,}")
         else:
             self.folder.clear()
         self.folder.write_record(self.run, self._records(trainer.choices, material))
-        self.reporter.say(describe_choices(trainer.choices))
+        self.say(describe_choices(trainer.choices))
 
     def _check_kept(self, kept: Choices, hashes: dict[str, str]) -> None:
-        then, path = self.folder.record.get("hashes", {}), self.folder.path
+        then, path, asked = self.folder.record.get("hashes", {}), self.folder.path, self.config.train.steps
         changed = sorted(name for name in then.keys() | hashes.keys() if then.get(name) != hashes.get(name))
         if changed:
             raise CheckpointError(
                 f"{path}: --resume with other contents than before: {', '.join(changed)}; put them back"
             )
-        asked = self.config.train.steps
         if asked is not None and asked < kept.steps:
             raise CheckpointError(f"{path}: --resume with train.steps={asked}, fewer than the run's {kept.steps}")
-        unkept = kept.unkept()
-        if unkept and not self.options.inexact:
-            raise CheckpointError(f"{path}: cannot go on exactly ({'; '.join(unkept)}); --inexact goes on all the same")
-        if unkept:
-            self.reporter.say(f"going on inexactly: {'; '.join(unkept)}")
+        if unkept := "; ".join(kept.unkept()):
+            if not self.options.inexact:
+                raise CheckpointError(f"{path}: cannot go on exactly ({unkept}); --inexact goes on all the same")
+            self.say(f"going on inexactly: {unkept}")
 
     def _records(self, choices: Choices, material: Material) -> dict[str, dict[str, Any]]:
+        """The tables that config.toml has beside the recipe's; those that would say nothing are left out."""
         versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
-        records: dict[str, dict[str, Any]] = {
+        tables: dict[str, dict[str, Any]] = {
             "hashes": material.hashes,
             "versions": {"nlpstack": __version__, "python": platform.python_version(), **versions},
             "choices": asdict(choices),
+            "start": {"model": material.start},
+            "command": {"typed": self.options.command},
+            "inexact": {"changed": choices.unkept() or self.folder.record.get("inexact", {}).get("changed")},
         }
-        if material.start:
-            records["start"] = {"model": material.start}
-        if self.options.command:
-            records["command"] = {"typed": self.options.command}
-        inexact = choices.unkept() or self.folder.record.get("inexact", {}).get("changed", [])
-        if inexact:
-            records["inexact"] = {"changed": inexact}
-        return records
+        return {name: table for name, table in tables.items() if any(table.values())}
 
     # -- after the last step -----------------------------------------------------------------------------------------
 
@@ -284,39 +253,40 @@ class Job:
 
     def _finish(self, trainer: Trainer, material: Material) -> RunResult:
         """Write the model (with early stopping the best, else the last) and its scores, with intervals."""
+        model, task, state, folder = trainer.model, trainer.task, trainer.state, self.folder
         if self.config.train.patience or material.keep_best:
             trainer.take_best()
-        self._check_frozen(trainer)
+        if trainer.frozen_hash != (now := frozen_hash(model)):
+            raise TrainingError(f"weights that do not train have changed (SHA-256 {now}); this is a fault of nlpstack")
+        if n_frozen := sum(not parameter.requires_grad for parameter in model.parameters()):
+            self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
         self._write_model(trainer, material)
-        state, task = trainer.state, trainer.task
-        scores = evaluate(
-            trainer.model, task, material.val, self.config.eval, device=trainer.device, dtype=trainer.choices.dtype
-        )
+        dtype = trainer.choices.dtype
+        scores = evaluate(model, task, material.val, self.config.eval, device=trainer.device, dtype=dtype)
         result = RunResult(
-            out=str(self.folder.path),
-            model=str(self.folder.model),
+            out=str(folder.path),
+            model=str(folder.model),
             steps=state.step,
             tokens=state.tokens,
             seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / max(state.seconds, 1e-9), 1),
             val=finite({name: score.value for name, score in scores.items()}),
             seed=self.config.train.seed,
-            parameters=count_parameters(trainer.model),
-            weights=weights_hash(self.folder.model),
+            parameters=count_parameters(model),
+            weights=weights_hash(folder.model),
         )
-        metrics = {name: finite(score._asdict()) for name, score in scores.items()}
-        entry: dict[str, Any] = {
+        baselines = material.baselines()
+        for name, values in baselines.items():
+            self.say(f"baseline {name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+        entry = {
             "model": result.model,
             "task": task.name,
             "data": list(self.config.data.paths),
             "split": "val",
+            **({"baselines": baselines} if baselines else {}),
+            "metrics": {name: finite(score._asdict()) for name, score in scores.items()},
         }
-        if baselines := material.baselines():
-            entry["baselines"] = baselines
-            for name, values in baselines.items():
-                line = "  ".join(f"{metric} {value:.4f}" for metric, value in values.items())
-                self.reporter.say(f"baseline {name}: {line}")
-        self.folder.write_results({"results": [{**entry, "metrics": metrics}], "run": asdict(result)})
+        folder.write_results({"results": [entry], "run": asdict(result)})
         return result
 
 
@@ -334,13 +304,20 @@ def run_job(
     if options.dry_run:
         RunFolder.check(out, resume=resume, overwrite=overwrite)
         with tempfile.TemporaryDirectory() as scratch:
-            folder = RunFolder(Path(scratch))
-            Job(run=run, options=options, folder=folder, reporter=reporter, prepare=prepare).rehearse()
+            Job(run, options, RunFolder(Path(scratch)), reporter, prepare).rehearse()
         return None
     with RunFolder.open(out, resume=resume, overwrite=overwrite) as folder:
         if folder.record:
             folder.check_unchanged(run)
-        return Job(run=run, options=options, folder=folder, reporter=reporter, prepare=prepare).execute()
+        return Job(run, options, folder, reporter, prepare).execute()
+
+
+def run_session(train: TrainConfig, kept: Choices | None = None) -> AbstractContextManager[None]:
+    """The process as a run has it inside the block: as it chose before, else by its recipe and this machine."""
+    if kept is not None:
+        return runtime.session(threads=kept.threads, deterministic=kept.deterministic)
+    deterministic = train.deterministic or runtime.resolve_device(train.device).type == "cpu"
+    return runtime.session(threads=train.threads or torch.get_num_threads(), deterministic=deterministic)
 
 
 def count_parameters(model: nn.Module) -> int:

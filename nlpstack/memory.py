@@ -3,11 +3,12 @@
 import copy
 import resource
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,19 +33,23 @@ _STEP_HELD, _VALIDATION_HELD, _ROOM = 1.4, 3.0, 0.6
 _FIRST_USE = 32 << 20  # what the smallest of runs adds: kernels, threads, corpus and tokenizer; measured too
 
 
+def _bytes(says: str) -> Any:
+    return field(metadata={"says": says})
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Bytes of an eager run by what they are for; they are not all held at once, and `peak` is the most that are."""
 
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int  # of one micro-batch, kept for the backward pass
-    workspace: int  # beside them for a moment: logits of a chunk, gradients inside a block
-    validation: int  # of one batch, which keeps nothing for a backward pass
-    process: int  # a CPU run's interpreter and libraries; 0 on a GPU, whose memory they do not take
-    allocator: int  # a CPU run's freed and not used again at the peak
-    peak: int
+    weights: int = _bytes("fp32")
+    gradients: int = _bytes("fp32; not held while activations are, but for micro-batches")
+    optimizer: int = _bytes("its state")
+    activations: int = _bytes("of a micro-batch, kept for the backward pass")
+    workspace: int = _bytes("for a moment: logits of a chunk, gradients in a block")
+    validation: int = _bytes("of one of its batches, which keep nothing for a backward pass")
+    process: int = _bytes("Python, torch and libraries; not on a GPU, whose memory they do not take")
+    allocator: int = _bytes("freed and not used again at the peak; not on a GPU")
+    peak: int = _bytes("the most that is held at once")
 
 
 def kv_cache_bytes(config: TransformerConfig, dtype: str = "fp32") -> int:
@@ -52,7 +57,7 @@ def kv_cache_bytes(config: TransformerConfig, dtype: str = "fp32") -> int:
     return 2 * config.n_layers * config.kv_heads * config.head_dim * DTYPES[dtype].itemsize
 
 
-def current_memory() -> int:
+def _current_memory() -> int:
     """Bytes this process holds now; without /proc, the most it has held."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
@@ -115,13 +120,18 @@ def _run(model: LanguageModel, task: TaskConfig, n_rows: int, length: int, chunk
             return batch, token_scores(hidden, model.unembedding, labels, chunk)[0]
         # The loss holds no more after its second chunk than after its last, and a large batch has hundreds.
         return batch, linear_cross_entropy(hidden, model.unembedding, labels.flatten()[: 3 * chunk], chunk)
+    pairs = task.nsp or model.mlm_head is None  # which seldom fill their rows, as examples with labels
+    mask, segments = (tokens == 0, torch.zeros_like(tokens)) if pairs else (None, None)
+    if model.mlm_head is None:
+        logits = model.label_logits(model(tokens, mask=mask, segments=segments)).float().flatten(0, -2)  # (N, C)
+        labels = tokens.new_zeros(len(logits))
+        batch = Batch(tokens=tokens, labels={"labels": labels}, mask=mask, segments=segments)
+        return batch, F.cross_entropy(logits, labels, reduction="sum" if model.training else "none")
     places = tokens.new_zeros(label_room(n_rows, length, task.mask_share, whole_words=task.whole_words))
     given = {"mlm": torch.zeros_like(places), **({"nsp": tokens.new_zeros(n_rows)} if task.nsp else {})}
-    mask, segments = (tokens == 0, torch.zeros_like(tokens)) if task.nsp else (None, None)  # pairs seldom fill rows
     batch = Batch(tokens=tokens, labels=given, places=places, mask=mask, segments=segments)
     if model.training:
         return batch, torch.stack([*masked_loss(model, batch, chunk).values()]).sum()
-    assert model.mlm_head is not None
     hidden = model(tokens, mask=mask, segments=segments)
     states = model.mlm_head(hidden.flatten(0, 1).index_select(0, places))
     return batch, token_scores(states, model.unembedding, given["mlm"], chunk, model.mlm_head.bias)[0]
@@ -152,24 +162,27 @@ def _measure(model: LanguageModel, config: RunConfig, choices: Choices) -> tuple
 
 
 def estimate_memory(
-    model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int, process: int
+    model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int, process: int | None = None
 ) -> MemoryEstimate:
-    """What an eager run takes with its choices; `process` is what its process holds without it, 0 on a GPU.
+    """What an eager run takes with its choices; `process`, what its process holds without it, is measured if None.
 
     `model` may stand on the meta device; `batch_size` is in sequences. A compiled run keeps less for the backward pass.
     """
+    on_cpu = torch.device(choices.device).type == "cpu"
+    if not on_cpu:
+        process = 0
+    elif process is None:
+        process = _current_memory() - sum(part.nbytes for part in model.parameters() if part.device.type == "cpu")
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = optimizer_bytes(model, config.optim)
     activations, most, validation = _measure(model, config, choices)
     # Gradients grow as activations go, unless those of earlier micro-batches are already there.
     step = max(trained, most + (trained if choices.micro_batch < batch_size else 0))
-    used = weights + optimizer + max(step, trained + validation)
-    if torch.device(choices.device).type == "cpu":
+    held = used = weights + optimizer + max(step, trained + validation)
+    if on_cpu:
         beside = max(0.0, _VALIDATION_HELD * validation - _ROOM * step)
         held = max(used, round(_STEP_HELD * (weights + optimizer + step) + beside)) + _FIRST_USE
-    else:
-        held, process = used, 0
     return MemoryEstimate(
         weights=weights,
         gradients=trained,

@@ -27,8 +27,8 @@ from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.hub import load_model
 from nlpstack.model import BERT, GPT, LanguageModel
-from nlpstack.tasks import NER, Generation, TaskConfig
-from nlpstack.tasks.labelled_task import LabelledTask, labelled_task, labelled_task_of
+from nlpstack.start import frame, open_model
+from nlpstack.tasks import Generation, LabelledTask, TaskConfig, labelled_task, labelled_task_of
 from nlpstack.tokenizer import Tokenizer
 from nlpstack.train.run import read_record
 from nlpstack.train.runtime import resolve_device, session
@@ -93,12 +93,7 @@ def fill_mask(
 
 def _ready(model: LanguageModel | str | Path, device: str) -> tuple[BERT, str]:
     """A model that can fill masks, and what to call it."""
-    if isinstance(model, str | Path):
-        name, ready = str(model), load_model(model, device=resolve_device(device), dtype=torch.float32)
-    else:
-        name, ready = "the model", model
-        if device != "auto":
-            raise ConfigError("device is for a model that is read from a folder; move the object yourself")
+    ready, name = open_model(model, device=device)
     if not isinstance(ready, BERT):
         raise ModelError(
             f"{name}: a GPT, which sees only what stands before a token; fill-mask takes a BERT, and "
@@ -109,13 +104,9 @@ def _ready(model: LanguageModel | str | Path, device: str) -> tuple[BERT, str]:
             f"{name}: has no masked-token head, so it cannot guess; take a BERT as it was pretrained "
             "('nlpstack embed' works with this one)"
         )
-    if ready.tokenizer is None:
-        raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
-    ids = {"mask": ready.tokenizer.mask_id, "[CLS]": ready.tokenizer.cls_id, "[SEP]": ready.tokenizer.sep_id}
-    if lacking := [role for role, token in ids.items() if token is None]:
-        raise ModelError(
-            f"{name}: its tokenizer has no {' and no '.join(lacking)} token; add the tokenizer it was trained with"
-        )
+    frame(ready, name)
+    if ready.tokenizer.mask_id is None:
+        raise ModelError(f"{name}: its tokenizer has no mask token; add the tokenizer it was trained with")
     return ready, name
 
 
@@ -280,17 +271,7 @@ def _results(
     if isinstance(task, Generation):
         yield from ({"text": text} for text in task.write(model, [e.prompt for e in examples], options.sampling))
         return
-    device = model.transformer.tokens.weight.device
     rows = task.encode(examples, "input", lambda line: None)
-    found: dict[int, dict[str, Any]] = {}
-    places = {id(one.example): one for one in chunk}
-    metric = task.metric()
-    for batch in rows.batches(options.batch_tokens):
-        if isinstance(task, NER):
-            for example, values, tags in task.decoded(model, batch.to(device), metric):
-                given = places[id(example)]
-                names, entities = task.entities(example.words, tags, values, given.text, given.starts)
-                found[id(example)] = {"tags": names, "entities": entities}
-        else:
-            found |= {id(examples[number]): said for number, said in task.predict(model, batch.to(device))}
-    yield from (found[id(example)] for example in examples)
+    texts = {number: (one.text, one.starts) for number, one in enumerate(chunk) if one.starts}
+    found = dict(task.results(model, rows, options.batch_tokens, texts))
+    yield from (found[number] for number in range(len(chunk)))

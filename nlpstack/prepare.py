@@ -13,6 +13,7 @@ from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.tasks.corpus import make_tokenizer
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+from nlpstack.tokenizer.base import ROLES
 
 
 def train_tokenizer_on(
@@ -43,9 +44,7 @@ def train_tokenizer_on(
     return tokenizer
 
 
-def open_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a tokenizer's, model's or run's folder."""
-    return load_tokenizer(Path(path))
+open_tokenizer = load_tokenizer  # the tokenizer of a tokenizer's, model's or run's folder
 
 
 def decode_utf8(data: bytes, source: str) -> str:
@@ -74,10 +73,9 @@ def parse_ids(text: str, vocab_size: int) -> list[int]:
 def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, Any]:
     """Size, special ids and hash of a tokenizer and, with a text, the bytes of its pieces and what they save."""
     tokenizer = open_tokenizer(path)
-    names = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
     found: dict[str, Any] = {
         "vocab_size": tokenizer.vocab_size,
-        "special_ids": {name: getattr(tokenizer, f"{name}_id") for name in names},
+        "special_ids": {name: getattr(tokenizer, f"{name}_id") for name in ROLES},
         "hash": tokenizer.hash,
     }
     if text is not None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nlpstack.baselines import masked_token_baselines
@@ -13,15 +14,14 @@ from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
-from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
-from nlpstack.model.heads import Head
+from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.report import add_loss_picture
 from nlpstack.start import with_shape_of
-from nlpstack.tasks import CausalLM, DocumentLayout, MaskedLM
+from nlpstack.tasks import CausalLM, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import LOSS_PICTURE, Run, load_run
+from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, load_run
 
 Note = Callable[[str], None]
 
@@ -56,11 +56,8 @@ def pretrain(
     start = load_model(options.model) if options.model is not None else None
     if start is not None:
         run = with_shape_of(start, run, f"--model {options.model}")
-
-    def prepare(cache: Path, threads: int, note: Note) -> Material:
-        return _prepare(run, start, options, cache, threads, note)
-
     path = Path(out) if out is not None else Path("runs") / run.name
+    prepare = partial(_prepare, run, start, options)
     result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
     if result is not None and not (result.finished_before and (path / LOSS_PICTURE).exists()):
         with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
@@ -78,103 +75,85 @@ def _prepare(
     hashes = {"tokenizer": tokenizer.hash, **{f"data_{name}": split.key for name, split in splits.items()}}
     if options.model is not None:
         hashes["model"] = weights_hash(options.model)
-    facts = {"data": ", ".join(config.data.paths)}
-
-    def shards(layout: DocumentLayout) -> dict[str, TokenShards]:
-        return {
-            name: tokenize_split(splits[name], tokenizer, layout, cache, threads=threads, note=note)
-            for name in ("train", "val")
-        }
-
-    if config.model.causal:
-        material = _causal_material(run, start, tokenizer, shards)
+    if start is None:
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    task: CausalLM | MaskedLM = CausalLM(tokenizer)
+    if not config.model.causal:
+        task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
+    learned, val = (
+        tokenize_split(splits[name], tokenizer, task.layout, cache, threads=threads, note=note)
+        for name in ("train", "val")
+    )
+    if isinstance(task, CausalLM):
+        material = _causal_material(config, start, task, learned, val)
     else:
-        material = _masked_material(run, start, tokenizer, shards, note)
+        material = _masked_material(config, start, task, learned, val, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
-    return replace(material, hashes=hashes, facts=facts)
+    return replace(material, hashes=hashes, facts={"data": ", ".join(config.data.paths)})
 
 
-Shards = Callable[[DocumentLayout], dict[str, TokenShards]]
-
-
-def _causal_material(run: Run, start: LanguageModel | None, tokenizer: Tokenizer, shards: Shards) -> Material:
+def _causal_material(
+    config: RunConfig, start: LanguageModel | None, task: CausalLM, learned: TokenShards, val: TokenShards
+) -> Material:
     """A GPT, and the corpus as blocks of tokens."""
-    config = run.config
-    shape = replace(config.model, vocab_size=tokenizer.vocab_size)
-    if start is None:
-        model = GPT.create(shape, seed=config.train.seed, tokenizer=tokenizer)
-    else:
-        model = GPT(config.model, start.tokenizer)
+    length, train = config.model.max_seq_len, config.train
+    model = GPT.create(config.model, seed=train.seed, tokenizer=task.tokenizer)
+    if start is not None:
         model.load_state_dict(start.state_dict())
-    task = CausalLM(tokenizer)
-    parts = shards(task.layout)
-    blocks = PackedBlocks(parts["train"], shape.max_seq_len, config.train.seed)
-    prompts = task.prompts(parts["val"], config.train.samples)
+    blocks = PackedBlocks(learned, length, train.seed)
+    prompts = task.prompts(val, train.samples)
     return Material(
         model=model,
         task=task,
-        order=Shuffled(len(blocks), batch_size=config.train.sequences(shape.max_seq_len), seed=config.train.seed),
+        order=Shuffled(len(blocks), batch_size=train.sequences(length), seed=train.seed),
         collate=blocks.batch,
-        seq_len=shape.max_seq_len,
-        val=parts["val"],
-        first_loss=math.log(tokenizer.vocab_size) if start is None else None,
-        write_samples=lambda: task.write(model, prompts, config.train.sample_tokens, config.train.seed),
+        seq_len=length,
+        val=val,
+        first_loss=math.log(task.tokenizer.vocab_size) if start is None else None,
+        write_samples=lambda: task.write(model, prompts, train.sample_tokens, train.seed),
     )
 
 
 def _masked_material(
-    run: Run, start: LanguageModel | None, tokenizer: Tokenizer, shards: Shards, note: Note
+    config: RunConfig, start: LanguageModel | None, task: MaskedLM, learned: TokenShards, val: TokenShards, note: Note
 ) -> Material:
     """A BERT, and the corpus as rows with hidden tokens."""
-    config = run.config
-    task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
-    parts = shards(task.layout)
-    rows = task.examples(parts["train"], config.train.seed)
+    length, train = config.model.max_seq_len, config.train
+    rows = task.examples(learned, train.seed)
     for line in [*rows.rows.report(), *rows.describe(_DESCRIBED_ROWS)]:
         note(line)
-    scored = task.scored_rows(parts["val"], config.eval)  # what cannot be scored is known before the first step
+    scored = task.scored_rows(val, config.eval)  # what cannot be scored is known before the first step
     note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")
-    shape = replace(config.model, vocab_size=tokenizer.vocab_size) if start is None else config.model
-    model = _bert(start, shape, config.train.seed, tokenizer, task.heads, note)
-    prompts = task.prompts(parts["val"], config.train.samples)
-    first_loss = math.log(tokenizer.vocab_size) + (math.log(2) if config.task.nsp else 0.0)
+    model = _bert(config, start, task, note)
+    prompts = task.prompts(val, train.samples)
+    first_loss = math.log(task.tokenizer.vocab_size) + (math.log(2) if config.task.nsp else 0.0)
     return Material(
         model=model,
         task=task,
-        order=Shuffled(len(rows.rows), batch_size=config.train.sequences(shape.max_seq_len), seed=config.train.seed),
+        order=Shuffled(len(rows.rows), batch_size=train.sequences(length), seed=train.seed),
         collate=rows.batch,
-        seq_len=shape.max_seq_len,
-        val=parts["val"],
+        seq_len=length,
+        val=val,
         first_loss=first_loss if start is None else None,
         write_samples=lambda: task.write(model, prompts),
         baselines=lambda: masked_token_baselines(
-            parts["train"],
-            (scored.batch for scored in task.eval_batches(model, parts["val"], config.eval) if not scored.alone),
+            learned, (scored.batch for scored in task.eval_batches(model, val, config.eval) if not scored.alone)
         ),
     )
 
 
-def _bert(
-    start: LanguageModel | None,
-    shape: TransformerConfig,
-    seed: int,
-    tokenizer: Tokenizer,
-    heads: tuple[Head, ...],
-    note: Note,
-) -> BERT:
+def _bert(config: RunConfig, start: LanguageModel | None, task: MaskedLM, note: Note) -> BERT:
     """A BERT with the heads that its task trains; those that `start` has keep its weights, the others are fresh."""
+    there = start.heads if isinstance(start, BERT) else ()
+    model = BERT.create(config.model, seed=config.train.seed, tokenizer=task.tokenizer, heads={*task.heads, *there})
     if start is None:
-        return BERT.create(shape, seed=seed, tokenizer=tokenizer, heads=heads)
-    assert isinstance(start, BERT)
-    model = BERT.create(shape, seed=seed, tokenizer=start.tokenizer, heads={*heads, *start.heads})
+        return model
     model.load_state_dict(start.state_dict(), strict=False)
-    for what, names in (
-        ("begin with fresh weights", [head for head in heads if head not in start.heads]),
-        ("are kept and not trained", [head for head in start.heads if head not in heads]),
-    ):
-        if names:
-            note(f"heads that {what}: {', '.join(names)}")
+    if fresh := [head for head in task.heads if head not in there]:
+        note(f"heads that begin with fresh weights: {', '.join(fresh)}")
+    if kept := [head for head in there if head not in task.heads]:
+        note(f"heads that are kept and not trained: {', '.join(kept)}")
     return model
 
 

@@ -102,33 +102,27 @@ def loss_picture(run: str | Path) -> bytes:
     scores = (read_results(run) or {}).get("run", {}).get("val", {})
     last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
     with _drawing():
-        from matplotlib import rcParams
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
         title = f"{run.resolve().name}{last}"
-        rcParams["font.family"], unknown = _fonts_for(title)
+        unknown = _use_fonts_for(title)
         figure = Figure(figsize=(8, 5), dpi=100)
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         figure.subplots_adjust(left=0.1, right=0.97, top=0.92, bottom=0.1, hspace=0.08)
-        _curve(losses, curves.train, "training", "C0", ".")
-        _curve(losses, curves.val, "validation", "C1", "o")
-        _curve(rates, curves.lr, "learning rate", "C2", ".")
-        losses.set_ylabel("loss (nats a token)")
+        for axes, points, label, colour, marker in (
+            (losses, curves.train, "training", "C0", "."),
+            (losses, curves.val, "validation", "C1", "o"),
+            (rates, curves.lr, "learning rate", "C2", "."),
+        ):
+            steps, values = np.reshape(points, (-1, 2)).T
+            axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")
+            axes.grid(visible=True, alpha=0.3)
+        losses.set(title=title.translate(unknown), ylabel="loss (nats a token)")
         losses.legend(loc="upper right")
-        rates.set_ylabel("learning rate")
-        rates.set_ylim(bottom=0)
-        rates.set_xlabel("step")
+        rates.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
         rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in (losses, rates):
-            axes.grid(alpha=0.3)
-        losses.set_title(title.translate(unknown))
         return _png(figure)
-
-
-def _curve(axes: "Axes", points: list[tuple[int, float]], label: str, colour: str, marker: str) -> None:
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")
 
 
 def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
@@ -163,9 +157,10 @@ class AttentionPattern:
 
 def token_label(token: bytes) -> str:
     """A token as it is written on an axis: a space as `·`, a line end as `\\n`, bytes that are no text as `<0xE2>`."""
-    text = _text_of(token)
-    shown = ("·" if sign == " " else sign if sign.isprintable() else _escaped(sign) for sign in text)
-    return "".join(shown)
+    return "".join(
+        "·" if sign == " " else sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+        for sign in _text_of(token)
+    )
 
 
 def _text_of(token: bytes) -> str:
@@ -173,10 +168,6 @@ def _text_of(token: bytes) -> str:
         return token.decode()
     except UnicodeDecodeError:  # a part of a character
         return "".join(f"<0x{byte:02X}>" for byte in token)
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
 
 
 def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
@@ -203,135 +194,86 @@ def attention_picture(pattern: AttentionPattern) -> bytes:
         return _png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sheet:
-    """Where the maps of a picture stand, in tokens from the top left; the first two are counts, the next inches."""
-
-    columns: int
-    rows: int
-    side: float  # of a map
-    gap: float  # between maps
-    n_tokens: int
-
-    @property
-    def cell(self) -> float:
-        """Inches a token."""
-        return self.side / self.n_tokens
-
-    def place(self, number: int) -> tuple[float, float]:
-        """Left and top of a map."""
-        pitch = (self.side + self.gap) / self.cell
-        return number % self.columns * pitch, number // self.columns * pitch
-
-    def inches(self) -> tuple[float, float]:
-        """Width and height of the whole."""
-        pitch = self.side + self.gap
-        return self.columns * pitch - self.gap, self.rows * pitch - self.gap
-
-
-def _sheet(n_layers: int, n_heads: int, n_tokens: int) -> _Sheet:
-    if n_layers > 1 and n_heads > 1:
-        side = min(1.1, max(0.5, 40 / max(n_layers, n_heads)))
-        return _Sheet(columns=n_heads, rows=n_layers, side=side, gap=0.08, n_tokens=n_tokens)
-    count = n_layers * n_heads
-    columns = math.ceil(math.sqrt(count))
-    side = min(12.0, max(3.5, 0.2 * n_tokens)) if count == 1 else min(4.0, max(1.8, 0.15 * n_tokens))
-    return _Sheet(columns=columns, rows=math.ceil(count / columns), side=side, gap=0.35, n_tokens=n_tokens)
-
-
 def _attention_figure(pattern: AttentionPattern) -> "Figure":
-    from matplotlib import rcParams
-    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     n_layers, n_heads, n_tokens, _ = pattern.weights.shape
-    sheet = _sheet(n_layers, n_heads, n_tokens)
-    labels = [_shortened(token_label(token)) for token in pattern.tokens]
-    title = f"{pattern.model}: {_what(pattern)}"
-    rcParams["font.family"], unknown = _fonts_for("".join(labels) + title)
-    labels = [label.translate(unknown) for label in labels]
-    width, height = sheet.inches()
+    columns, side, gap = _sizes(n_layers, n_heads, n_tokens)
+    rows = math.ceil(n_layers * n_heads / columns)
+    width, height = columns * (side + gap) - gap, rows * (side + gap) - gap
+    cell = side / n_tokens  # inches a token; in the axes, a token is 1
+    lefts, tops = (np.arange(count) * ((side + gap) / cell) for count in (columns, rows))
+    named = [("layer", pattern.layers), ("head", pattern.heads)]
+    shared = ", ".join(f"{name} {numbers[0]}" for name, numbers in named if len(numbers) == 1)
+    title = f"{pattern.model}: {shared or 'all layers and heads'}"
+    labels = [token_label(token) for token in pattern.tokens]
+    labels = [label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…" for label in labels]
+    unknown = _use_fonts_for("".join(labels) + title)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
-    norm = PowerNorm(0.5, vmin=0, vmax=1)
     for number, weights in enumerate(pattern.weights.reshape(-1, n_tokens, n_tokens)):
         if pattern.causal:
             weights = np.where(np.tri(n_tokens, dtype=bool), weights, np.nan)  # what a token cannot see stays blank
-        _map(axes, weights, sheet.place(number), norm, limit=int(sheet.side * _DPI))
-    axes.set_xlim(0, width / sheet.cell)
-    axes.set_ylim(height / sheet.cell, 0)
+        _map(axes, weights, lefts[number % columns], tops[number // columns], limit=int(side * _DPI))
+    axes.set(xlim=(0, width / cell), ylim=(height / cell, 0))
     axes.tick_params(length=2)
     axes.spines[:].set_visible(False)
+    middle = n_tokens / 2
     if n_layers > 1 and n_heads > 1:
-        _name_rows_and_columns(axes, pattern, sheet)
+        axes.set_yticks(tops + middle, [f"layer {layer}" for layer in pattern.layers])
+        axes.set_xticks(lefts + middle, [f"head {head}" for head in pattern.heads], rotation=0 if side >= 0.7 else 90)
+        axes.xaxis.tick_top()
+        axes.set_xlabel("in each map, rows are the tokens that look, columns the tokens looked at, from the first on")
     else:
-        _name_maps_and_tokens(axes, pattern, sheet, labels)
+        names = [f"{name} {number}" for name, numbers in named if len(numbers) > 1 for number in numbers]
+        for number, name in enumerate(names):
+            place = lefts[number % columns] + middle, tops[number // columns]
+            axes.annotate(name, place, (0, 4), textcoords="offset points", ha="center")
+        _name_tokens(axes, lefts, tops, [label.translate(unknown) for label in labels], cell)
     axes.set_title(title.translate(unknown), pad=24 if axes.texts else 8)  # above the maps' own titles
     scale = figure.add_axes((1 + 0.15 / width, 0, 0.12 / width, min(1, 4 / height)))
     figure.colorbar(axes.images[0], cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], label="weight")
     return figure
 
 
-def _what(pattern: AttentionPattern) -> str:
-    """The layer and head that all maps of a picture have in common."""
-    named = [("layer", pattern.layers), ("head", pattern.heads)]
-    return ", ".join(f"{name} {numbers[0]}" for name, numbers in named if len(numbers) == 1) or "all layers and heads"
+def _sizes(n_layers: int, n_heads: int, n_tokens: int) -> tuple[int, float, float]:
+    """How many maps stand side by side, and the inches of a map's side and of the gap between maps."""
+    if n_layers > 1 and n_heads > 1:
+        return n_heads, min(1.1, max(0.5, 40 / max(n_layers, n_heads))), 0.08
+    if n_layers * n_heads == 1:
+        return 1, min(12.0, max(3.5, 0.2 * n_tokens)), 0.35
+    return math.ceil(math.sqrt(n_layers * n_heads)), min(4.0, max(1.8, 0.15 * n_tokens)), 0.35
 
 
-def _map(axes: "Axes", weights: np.ndarray, place: tuple[float, float], norm: Any, *, limit: int) -> None:
+def _map(axes: "Axes", weights: np.ndarray, left: float, top: float, *, limit: int) -> None:
     """Draw one head's weights; where there are more than `limit` tokens, a dot is the largest weight of a square."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.patches import Rectangle
 
-    left, top = place
     block = math.ceil(len(weights) / limit)
     starts = np.arange(0, len(weights), block)
     dots = np.fmax.reduceat(np.fmax.reduceat(weights, starts, axis=0), starts, axis=1)
     size = len(starts) * block
-    axes.imshow(dots, extent=(left, left + size, top + size, top), norm=norm, cmap="viridis", interpolation="nearest")
+    extent, norm = (left, left + size, top + size, top), PowerNorm(0.5, vmin=0, vmax=1)
+    axes.imshow(dots, extent=extent, norm=norm, cmap="viridis", interpolation="nearest")
     axes.add_patch(
         Rectangle((left, top), len(weights), len(weights), fill=False, edgecolor="0.75", linewidth=0.5, clip_on=False)
     )
 
 
-def _name_rows_and_columns(axes: "Axes", pattern: AttentionPattern, sheet: _Sheet) -> None:
-    middle = sheet.n_tokens / 2
-    rows = [sheet.place(row * sheet.columns)[1] + middle for row in range(sheet.rows)]
-    columns = [sheet.place(column)[0] + middle for column in range(sheet.columns)]
-    axes.set_yticks(rows, [f"layer {layer}" for layer in pattern.layers])
-    axes.set_xticks(columns, [f"head {head}" for head in pattern.heads], rotation=0 if sheet.side >= 0.7 else 90)
-    axes.xaxis.tick_top()
-    axes.set_xlabel("in each map, rows are the tokens that look, columns the tokens looked at, from the first on")
-
-
-def _name_maps_and_tokens(axes: "Axes", pattern: AttentionPattern, sheet: _Sheet, labels: Sequence[str]) -> None:
-    """Titles above the maps, the tokens at the left and at the bottom: as many as can be read."""
-    layers, heads = list(pattern.layers), list(pattern.heads)
-    names = [f"head {head}" for head in heads] if len(heads) > 1 else [f"layer {layer}" for layer in layers]
-    for number, name in enumerate(names if len(names) > 1 else []):
-        left, top = sheet.place(number)
-        axes.annotate(name, (left + sheet.n_tokens / 2, top), (0, 4), textcoords="offset points", ha="center")
-    shown = range(0, sheet.n_tokens, math.ceil(_LABEL_INCHES / sheet.cell))
-    across = [
-        (sheet.place(column)[0] + token + 0.5, labels[token]) for column in range(sheet.columns) for token in shown
-    ]
-    down = [
-        (sheet.place(row * sheet.columns)[1] + token + 0.5, labels[token])
-        for row in range(sheet.rows)
-        for token in shown
-    ]
-    axes.set_xticks([at for at, _ in across], [label for _, label in across], rotation=90, fontsize=8)
-    axes.set_yticks([at for at, _ in down], [label for _, label in down], fontsize=8)
-    axes.set_xlabel("token looked at" + (f" (one in {shown.step} is named)" if shown.step > 1 else ""))
+def _name_tokens(axes: "Axes", lefts: np.ndarray, tops: np.ndarray, labels: list[str], cell: float) -> None:
+    """The tokens at the left and at the bottom of the maps: as many as can be read."""
+    step = math.ceil(_LABEL_INCHES / cell)
+    shown, places = labels[::step], np.arange(0, len(labels), step) + 0.5
+    axes.set_xticks(np.add.outer(lefts, places).ravel(), shown * len(lefts), rotation=90, fontsize=8)
+    axes.set_yticks(np.add.outer(tops, places).ravel(), shown * len(tops), fontsize=8)
+    axes.set_xlabel("token looked at" + (f" (one in {step} is named)" if step > 1 else ""))
     axes.set_ylabel("token that looks")
 
 
-def _shortened(label: str) -> str:
-    return label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…"
-
-
-def _fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
-    """Families of installed fonts that show the text together; each sign none of them has, and its code point."""
-    from matplotlib import font_manager
+def _use_fonts_for(text: str) -> dict[int, str]:
+    """From now on, draw with the fonts that show the text together; each sign none of them has, and its code point."""
+    from matplotlib import font_manager, rcParams
 
     families, missing = [_FONT], set(text)
     upright = [entry for entry in font_manager.fontManager.ttflist if (entry.style, entry.weight) == ("normal", 400)]
@@ -348,4 +290,5 @@ def _fonts_for(text: str) -> tuple[list[str], dict[int, str]]:
         missing -= shown
         if not missing:
             break
-    return families, {ord(sign): f"U+{ord(sign):04X}" for sign in missing}
+    rcParams["font.family"] = families
+    return {ord(sign): f"U+{ord(sign):04X}" for sign in missing}

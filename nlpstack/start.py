@@ -1,12 +1,42 @@
-"""The model that a run begins with: the one that is named, or the newest that was pretrained."""
+"""The model that a command works on: an object or a folder; for a run, also the newest that was pretrained."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import standing
-from nlpstack.model import LanguageModel
+from nlpstack.hub import load_model
+from nlpstack.model import GPT, LanguageModel
 from nlpstack.train.run import Run, check_task, read_record, read_results
+from nlpstack.train.runtime import DTYPES, resolve_device
+
+
+def open_model(
+    model: LanguageModel | str | Path, *, device: str = "auto", dtype: str | None = None
+) -> tuple[LanguageModel, str]:
+    """A model, read from its folder (in fp32 unless `dtype` is given) or as it is, and what to call it."""
+    if not isinstance(model, str | Path):
+        if device != "auto" or dtype is not None:
+            raise ConfigError("device and dtype are for a model that is read from a folder; move the object yourself")
+        return model, "the model"
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
+    return load_model(model, device=resolve_device(device), dtype=DTYPES[dtype or "fp32"]), str(model)
+
+
+def frame(model: LanguageModel, name: str) -> tuple[list[int], list[int]]:
+    """The special ids before and after a text that the model reads; ModelError if its tokenizer lacks them."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
+    if isinstance(model, GPT):
+        return [] if tokenizer.bos_id is None else [tokenizer.bos_id], []
+    if tokenizer.cls_id is None or tokenizer.sep_id is None:
+        raise ModelError(
+            f"{name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; add the "
+            "tokenizer it was trained with"
+        )
+    return [tokenizer.cls_id], [tokenizer.sep_id]
 
 
 def newest_pretrained(runs: Path, *, causal: bool) -> Path:

@@ -14,7 +14,6 @@ from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import sha256_file
 
 PAIRS = 10_000  # of different lines, at most, whose cosine is taken
-_ROWS = 1024  # that are held in fp64 at a time
 _CONSTANT = 1e-6  # a deviation below this share of the mean is fp32's rounding
 
 Vectors = np.ndarray | list[np.ndarray]  # (n, D), or (T, D) for each of n texts
@@ -39,15 +38,11 @@ class ZScore:
 
     def apply(self, vectors: Vectors) -> Vectors:
         """The same shapes in fp32: each dimension minus its mean, over its deviation."""
-        if isinstance(vectors, list):
-            return [self._apply(one) for one in vectors]
-        return self._apply(vectors)
-
-    def _apply(self, vectors: np.ndarray) -> np.ndarray:
         scale = np.where(self.deviation > 0, self.deviation, np.inf)
-        out = np.empty(vectors.shape, np.float32)
-        for start in range(0, len(vectors), _ROWS):
-            out[start : start + _ROWS] = (vectors[start : start + _ROWS] - self.mean) / scale
+        is_list = isinstance(vectors, list)
+        out = [np.empty_like(one, np.float32) for one in vectors] if is_list else np.empty_like(vectors, np.float32)
+        for one, scored in zip(vectors, out, strict=True):  # row by row, so that little is held in fp64
+            scored[:] = (one - self.mean) / scale
         return out
 
 
@@ -119,7 +114,7 @@ def mean_cosine(vectors: Vectors, *, generator: torch.Generator) -> tuple[float 
     Of a line with a state a token, one of its tokens is drawn. A vector of zeros has cosine 0. With fewer than two
     lines there is no mean.
     """
-    lines = [one for one in vectors if len(one)] if isinstance(vectors, list) else vectors
+    lines = [one for one in vectors if len(one)] if isinstance(vectors, list) else vectors[:, None]  # of (T, D)
     n = len(lines)
     if n < 2:
         return None, 0
@@ -131,12 +126,8 @@ def mean_cosine(vectors: Vectors, *, generator: torch.Generator) -> tuple[float 
     places = torch.rand(len(pairs), 2, generator=generator, dtype=torch.float64)
     total = 0.0
     for pair, place in zip(pairs.tolist(), places.tolist(), strict=True):
-        one, two = (_vector(lines[line], at) for line, at in zip(pair, place, strict=True))
+        states = (lines[line][int(at * len(lines[line]))] for line, at in zip(pair, place, strict=True))
+        one, two = (state.astype(np.float64) for state in states)
         norms = float(np.linalg.norm(one) * np.linalg.norm(two))
         total += float(one @ two) / norms if norms > 0 else 0.0
     return total / len(pairs), len(pairs)
-
-
-def _vector(line: np.ndarray, place: float) -> np.ndarray:
-    """The line's vector, or that of the token at a place from 0 to below 1, in fp64."""
-    return (line if line.ndim == 1 else line[int(place * len(line))]).astype(np.float64)

@@ -52,7 +52,7 @@ def test_options_that_take_a_folder_complete_folders(words: tuple[str, ...]) -> 
 
 
 def test_commands_options_and_choices_complete() -> None:
-    assert values("pre") == ["pretrain"]
+    assert values("pret") == ["pretrain"]
     assert values("tokenizer", "in") == ["inspect"]
     assert values("pretrain", "--ov") == ["--overwrite"]
     assert values("completion", "") == ["bash", "zsh", "fish"]

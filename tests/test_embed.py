@@ -456,7 +456,7 @@ def test_what_cannot_embed_is_refused(bert: Path, gpt: Path, lines: Path) -> Non
     with pytest.raises(DataError, match="text 2: is empty"):
         embed(bert, ["a", " "])
     model = load_model(bert)
-    with pytest.raises(ConfigError, match="device is for a model that is read from a folder"):
+    with pytest.raises(ConfigError, match="device and dtype are for a model that is read from a folder"):
         embed(model, TEXTS, EmbedOptions(device="cpu"))
     with torch.no_grad():
         model.transformer.tokens.weight[model.tokenizer.encode("q")[0]] = torch.nan

@@ -11,8 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from nlpstack.cli.generate import generate_command
-from nlpstack.cli.sampling import make_sampling, sampling_options
+from nlpstack.cli.generate import generate_command, make_sampling, sampling_options
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError, DataError, ModelError, NlpstackError
 from nlpstack.generate import default_prompts, generate, read_prompts

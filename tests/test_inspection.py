@@ -14,6 +14,7 @@ from nlpstack.errors import ConfigError
 from nlpstack.hub import load_model, save_model
 from nlpstack.inspection import EXTRAS, doctor, info
 from nlpstack.model import BERT, GPT, TransformerConfig
+from nlpstack.model.heads import Labels
 from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.samples import sample
@@ -118,6 +119,18 @@ def test_info_counts_the_heads_that_the_folder_of_a_bert_has(heads: tuple[str, .
     assert found["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
     scored = 0.15 * (50 * 32 + 32**2) if "mlm" in heads else 0
     assert found["flops_per_token"]["forward"] == round(2 * (12 * 32**2 + scored)) + 4 * 32 * 16
+
+
+@pytest.mark.parametrize("head", ["sequence", "tokens"])
+def test_info_counts_a_classifier_as_a_head(head: str, tmp_path: Path) -> None:
+    shape = TransformerConfig(
+        vocab_size=50, max_seq_len=16, dim=32, n_layers=1, n_heads=2, causal=False, pre_norm=False, n_segments=2
+    )
+    heads = ("pooler", "sequence") if head == "sequence" else ("tokens",)
+    save_model(BERT.create(shape, seed=0, heads=heads, labels=Labels(("good", "bad", "ugly"))), tmp_path / "model")
+    count = info(tmp_path / "model")["parameters"]
+    assert count["embedding"] == (50 + 16 + 2) * 32
+    assert count["heads"] == 3 * 32 + 3 + (32 * 32 + 32 if head == "sequence" else 0)
 
 
 def test_a_vocabulary_of_characters_is_counted_in_the_sample_or_said_to_be_assumed(tmp_path: Path) -> None:

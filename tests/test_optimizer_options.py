@@ -155,7 +155,15 @@ def test_the_saved_config_states_the_options_and_the_same_command_resumes(text, 
     assert len(said) == (name != "muon")
     assert all(f"optim.beta2=0.99 of pretrain/gpt.toml left out: {name} has none" in line for line in said)
     saved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["optim"]
-    shared = {"name": name, "lr": 0.002, "schedule": "cosine", "warmup": 50.0, "min_lr": 0.1, "decay_share": 0.2}
+    shared = {
+        "name": name,
+        "lr": 0.002,
+        "schedule": "cosine",
+        "warmup": 50.0,
+        "min_lr": 0.1,
+        "decay_share": 0.2,
+        "layer_decay": 1.0,
+    }
     own = OPTIONS[name] | shared | ({"beta2": 0.99} if name == "muon" else {})
     assert saved == {"weight_decay": 0.0, "clip": 0.0, **own}
     again = nlpstack(*command, "--resume")

@@ -233,7 +233,7 @@ def test_a_model_that_cannot_guess_is_refused(bert: Path, gpt: GPT, tmp_path: Pa
     with pytest.raises(ModelError, match="the model: has no masked-token head"):
         fill_mask(small_bert(heads=("pooler",), kind="char"), "the [MASK]")
     model = load_model(bert)
-    with pytest.raises(ConfigError, match="device is for a model that is read from a folder"):
+    with pytest.raises(ConfigError, match="device and dtype are for a model that is read from a folder"):
         fill_mask(model, "the [MASK]", device="cpu")
     for top_k in (0, model.tokenizer.vocab_size + 1):
         with pytest.raises(ConfigError, match=f"top_k={top_k}: must be at least 1, and at most 24"):

@@ -133,7 +133,7 @@ def test_a_sample_of_several_files_is_its_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["shakespear", "", "../recipes", "shakespeare/input.txt"])
 def test_an_unknown_sample_is_refused_with_what_there_is(name: str) -> None:
     with pytest.raises(
-        ConfigError, match="there are: abstracts, banking77, e2e, shakespeare, snli_cad, wnut17"
+        ConfigError, match="there are: abstracts, banking77, e2e, shakespeare, snli_cad, uner_en_ewt, wnut17"
     ) as caught:
         sample(name)
     assert ("did you mean 'shakespeare'?" in str(caught.value)) == name.startswith("shakespear")

@@ -5,12 +5,14 @@ import signal
 import sys
 import tempfile
 import traceback
+from shlex import join
 
 import click
 
 from nlpstack import __version__
 from nlpstack.cli.attention import attention_command
 from nlpstack.cli.completion import completion_command
+from nlpstack.cli.data import data_group
 from nlpstack.cli.doctor import doctor_command
 from nlpstack.cli.embed import embed_command
 from nlpstack.cli.eval import eval_command
@@ -42,12 +44,11 @@ def main() -> None:
     """
 
 
-COMMANDS = (
+for command in (
     *(pretrain_command, finetune_command, eval_command, predict_command, merge_command, generate_command),
-    *(fill_mask_command, embed_command, attention_command, tokenizer_group, recipes_command, info_command),
+    *(fill_mask_command, embed_command, attention_command, tokenizer_group, data_group, recipes_command, info_command),
     *(doctor_command, completion_command),
-)
-for command in COMMANDS:
+):
     main.add_command(command)
 
 
@@ -57,7 +58,6 @@ def run() -> None:
 
 
 def _exit_code(arguments: list[str]) -> int:
-    debug = "--debug" in arguments
     try:
         result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -70,10 +70,6 @@ def _exit_code(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context is not None else ""
         return _complain(f"{' '.join(error.format_message().split())}{hint}", USAGE)
-    except NlpstackError as error:
-        if debug:
-            traceback.print_exc()
-        return _complain(str(error), USAGE)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
@@ -81,8 +77,10 @@ def _exit_code(arguments: list[str]) -> int:
         sys.stdout = None
         return 128 + signal.SIGPIPE
     except Exception as error:
-        if debug:
+        if "--debug" in arguments:
             traceback.print_exc()
+        if isinstance(error, NlpstackError):
+            return _complain(str(error), USAGE)
         if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in REFUSALS:
             return _complain(f"{error.filename or 'a file'}: {error.strerror}; make room or give another place", USAGE)
         with tempfile.NamedTemporaryFile(
@@ -94,19 +92,13 @@ def _exit_code(arguments: list[str]) -> int:
         signum = getattr(error, "signum", None)  # train.runtime.Stopped, not imported: it would load torch
         if signum is None:
             raise
-        saved = getattr(error, "saved", "")
-        name = signal.Signals(signum).name
-        if not saved:
-            return _complain(f"stopped by {name} before the first step", 128 + signum)
-        return _complain(f"stopped by {name}, saved; go on with: {_resume_command(arguments)}", 128 + signum)
+        after = " before the first step"
+        if getattr(error, "saved", ""):
+            words = [word for word in arguments if word not in ("--overwrite", "--resume")]
+            after = f", saved; go on with: {join(['nlpstack', *words, '--resume'])}"
+        return _complain(f"stopped by {signal.Signals(signum).name}{after}", 128 + signum)
 
 
 def _complain(text: str, code: int) -> int:
     click.echo(f"nlpstack: {' '.join(text.splitlines())}", err=True)
     return int(code)
-
-
-def _resume_command(arguments: list[str]) -> str:
-    from shlex import join
-
-    return join(["nlpstack", *(word for word in arguments if word not in ("--overwrite", "--resume")), "--resume"])

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from nlpstack.cli.options import echo_json, output_options
+from nlpstack.cli.options import echo, output_options
 
 INSTALL = {
     "bash": "echo 'eval \"$(nlpstack completion bash)\"' >> ~/.bashrc",
@@ -26,7 +26,5 @@ def completion_command(context: click.Context, shell: str, as_json: bool, quiet:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(context.find_root().command, {}, "nlpstack", "_NLPSTACK_COMPLETE").source().strip()
-    if as_json:
-        echo_json({"shell": shell, "script": script, "install": INSTALL[shell]})
-    else:
-        click.echo(f"{script}\n\n# To have it in every {shell}: {INSTALL[shell]}")
+    plain = f"{script}\n\n# To have it in every {shell}: {INSTALL[shell]}"
+    echo({"shell": shell, "script": script, "install": INSTALL[shell]}, plain, as_json=as_json)

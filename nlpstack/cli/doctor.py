@@ -1,5 +1,6 @@
 """`nlpstack doctor`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -40,33 +41,17 @@ def doctor_command(
         click.echo("no problem found")
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    machine, dtype, attention = found["machine"], found["dtype"], found["attention"]
-    compiler, disk = found["compiler"], found["disk"]
-    rows = [
-        ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),
-        *(
-            (f"[{name}]", f"{'installed' if extra['installed'] else 'not installed'}: {extra['gives']}")
-            for name, extra in found["extras"].items()
-        ),
-        ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"),
-        ("threads", f"{machine['threads']}"),
-    ]
-    for key, where in (("memory", "memory"), ("gpu_memory", f"gpu {machine.get('gpu')}")):
-        if machine.get(f"{key}_bytes"):
-            sizes = (machine[f"{key}_bytes"] / 2**30, machine[f"{key}_free_bytes"] / 2**30)
-            rows.append((where, f"{sizes[0]:,.1f} GiB, {sizes[1]:,.1f} free"))
-    speed = "cannot be written"
-    if disk["write_mb_per_second"] is not None:
-        speed = f"{disk['write_mb_per_second']:,.0f} MB/s written and forced onto the disk"
-    compiles = f", a small function in {compiler['compile_seconds']} s" if compiler["compile_seconds"] else ""
-    return [
-        *rows,
-        ("device", f"{found['device']['choice']} ({found['device']['rule']})"),
-        ("dtype", f"{dtype['choice']}: fp32 {dtype['fp32_gflops']:,.0f} GFLOP/s, bf16 {dtype['bf16_gflops']:,.0f}"),
-        ("", f"({dtype['rule']})"),
-        ("attention", f"{attention['choice']}: plain {attention['plain_ms']} ms, fused {attention['fused_ms']} ms"),
-        ("", f"({attention['rule']})"),
-        ("compiler", f"{'found' if compiler['found'] else 'none found'}{compiles}"),
-        ("disk", f"{disk['path']}: {disk['free_bytes'] / 2**30:,.1f} GiB free, {speed}"),
-    ]
+def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A line a section, its findings as --json names them; bytes in GiB."""
+    for name, section in found.items():
+        if name == "extras":
+            for extra, has in section.items():
+                yield f"[{extra}]", f"{'installed' if has['installed'] else 'not installed'}: {has['gives']}"
+        elif name != "problems":
+            yield name, "; ".join(_said(key, value) for key, value in section.items() if value is not None)
+
+
+def _said(key: str, value: object) -> str:
+    if isinstance(value, int) and key.endswith("_bytes"):
+        key, value = key.removesuffix("_bytes"), f"{value / 2**30:,.1f} GiB"
+    return f"{key.replace('_', ' ')} {value}"

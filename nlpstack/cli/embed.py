@@ -1,10 +1,11 @@
 """`nlpstack embed`: contextual embeddings of the lines of a file."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, echo_json, machine_options, output_options
+from nlpstack.cli.options import arguments, echo, machine_options, model_option, output_options
+from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlpstack.embed import Embeddings
@@ -17,13 +18,7 @@ _NOTE = (
 
 @click.command("embed")
 @click.argument("source", metavar="INPUT")
-@click.option(
-    "--model",
-    required=True,
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="A run, its model/, or a published model folder.",
-)
+@model_option
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls", "token"]),
@@ -44,21 +39,7 @@ _NOTE = (
 @click.option("--truncate", is_flag=True, help="Cut lines that are longer than the model's context.")
 @machine_options
 @output_options
-def embed_command(
-    source: str,
-    model: str,
-    pooling: str,
-    layer: int | None,
-    out: str | None,
-    zscore: str | None,
-    batch_tokens: int,
-    truncate: bool,
-    device: str | None,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-) -> None:
+def embed_command(source: str, model: str, out: str | None, **given: Any) -> None:
     """Contextual embeddings of the lines of INPUT, a .txt (one text a line) or a .jsonl (`text`), also .gz or .zst.
 
     They are written to --out; without it, --json prints them. A BERT reads [CLS] text [SEP], a GPT what it begins texts
@@ -70,36 +51,30 @@ def embed_command(
       nlpstack embed --model runs/bert lines.txt --out lines.npy --layer -2 --zscore corpus.txt
     """
     from nlpstack.embed import EmbedOptions, embed
-    from nlpstack.errors import ConfigError
 
-    if out is None and not as_json:
+    if out is None and not given["as_json"]:
         raise ConfigError("the vectors have nowhere to go; give --out FILE, or --json to print them")
-    options = EmbedOptions(
-        pooling=pooling,
-        layer=layer,
-        zscore=zscore,
-        batch_tokens=batch_tokens,
-        truncate=truncate,
-        device=device or "auto",
-        threads=threads,
-    )
+    options = EmbedOptions(**arguments(given, "pooling", "layer", "zscore", "batch_tokens", "truncate"))
     result = embed(model, source, options, out=out)
-    if not quiet:
-        click.echo(_report(result, source, zscore), err=True)
-    if not as_json:
-        click.echo(f"{out}: {_shape(result)}")
-    elif out is None:
-        echo_json([one.tolist() for one in result.vectors])
-    else:
-        echo_json(_summary(result))
-
-
-def _shape(result: "Embeddings") -> str:
-    of = f"{result.pooling} of layer {result.layer}"
-    if isinstance(result.vectors, list):
-        n, dim = sum(map(len, result.vectors)), result.vectors[0].shape[-1]
-        return f"{n:,} tokens of {len(result.vectors):,} lines, {dim:,} dimensions ({of})"
-    return f"{len(result.vectors):,} lines, {result.vectors.shape[1]:,} dimensions ({of})"
+    if not given["quiet"]:
+        click.echo(_report(result, source, given["zscore"]), err=True)
+    n_lines, dim = len(result.vectors), result.vectors[0].shape[-1]
+    found: object = {
+        "out": result.out,
+        "lines": n_lines,
+        "dim": dim,
+        "pooling": result.pooling,
+        "layer": result.layer,
+        "truncated": result.cut,
+        "mean_cosine": result.mean_cosine,
+        "mean_cosine_zscored": result.mean_cosine_zscored,
+        "zscore": result.zscore_out,
+    }
+    if out is None:
+        found = [one.tolist() for one in result.vectors]
+    tokens = f"{sum(map(len, result.vectors)):,} tokens of " if isinstance(result.vectors, list) else ""
+    plain = f"{out}: {tokens}{n_lines:,} lines, {dim:,} dimensions ({result.pooling} of layer {result.layer})"
+    echo(found, plain, as_json=given["as_json"])
 
 
 def _report(result: "Embeddings", source: str, zscore: str | None) -> str:
@@ -122,18 +97,3 @@ def _report(result: "Embeddings", source: str, zscore: str | None) -> str:
         if result.zscore.n_constant:
             lines.append(f"z-scores: {result.zscore.n_constant:,} dimensions are constant on it, and became 0")
     return "\n".join([*lines, _NOTE])
-
-
-def _summary(result: "Embeddings") -> dict[str, object]:
-    """What --json says of vectors that are in a file."""
-    return {
-        "out": result.out,
-        "lines": len(result.vectors),
-        "dim": result.vectors[0].shape[-1],
-        "pooling": result.pooling,
-        "layer": result.layer,
-        "truncated": {"texts": result.cut.texts, "tokens": result.cut.tokens},
-        "mean_cosine": result.mean_cosine,
-        "mean_cosine_zscored": result.mean_cosine_zscored,
-        "zscore": result.zscore_out,
-    }

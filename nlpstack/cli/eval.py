@@ -1,11 +1,16 @@
 """`nlpstack eval`."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from nlpstack.cli.options import (
     DTYPES,
+    arguments,
+    base_option,
+    check_folder_of,
     complete_folders,
     echo_json,
     machine_options,
@@ -13,7 +18,9 @@ from nlpstack.cli.options import (
     output_options,
     set_option,
     typed_command,
+    writing,
 )
+from nlpstack.files import write_text
 
 _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 
@@ -23,7 +30,7 @@ _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 @click.option("--data", multiple=True, metavar="PATH", help="Text to score [default: the run's own].")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
-@click.option("--base", metavar="DIR", shell_complete=complete_folders, help="An adapter's base, where it has moved.")
+@base_option
 @click.option(
     "--unknown-labels",
     type=click.Choice(["error", "ignore"]),
@@ -47,47 +54,24 @@ def eval_command(models: tuple[str, ...], **given: Any) -> None:
       nlpstack eval
       nlpstack eval runs/gpt --data my-test.txt --stride 64
     """
-    from pathlib import Path
-
-    from nlpstack.errors import ConfigError
     from nlpstack.eval import EvalOptions, evaluate
 
-    if given["save"] and not Path(given["save"]).parent.is_dir():  # known now, not after an hour of scoring
-        raise ConfigError(f"--save {given['save']}: there is no folder {Path(given['save']).parent}; make it first")
-    options = EvalOptions(
-        data=given["data"],
-        documents=given["documents"],
-        split=given["split"],
-        base=given["base"],
-        ignore_unknown=given["unknown_labels"] == "ignore",
-        metrics=given["metrics"],
-        overrides=given["overrides"],
-        flags={"window": given["window"], "stride": given["stride"]},
-        device=given["device"] or "auto",
-        dtype=given["dtype"],
-        threads=given["threads"],
-        command=typed_command(),
-    )
-    results = evaluate(models, options, reporter=make_reporter(quiet=given["quiet"]))
     if given["save"]:
-        _save(given["save"], results)
+        check_folder_of("--save", given["save"])
+    options = EvalOptions(
+        ignore_unknown=given["unknown_labels"] == "ignore",
+        flags={"window": given["window"], "stride": given["stride"]},
+        command=typed_command(),
+        **arguments(given, "data", "documents", "split", "base", "metrics", "overrides", "dtype"),
+    )
+    found = {"results": evaluate(models, options, reporter=make_reporter(quiet=given["quiet"]))}
+    if given["save"]:
+        with writing("--save", given["save"]):
+            write_text(Path(given["save"]), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if given["as_json"]:
-        echo_json({"results": results})
+        echo_json(found)
     else:
-        _print_table(results)
-
-
-def _save(path: str, results: list[dict[str, Any]]) -> None:
-    import json
-    from pathlib import Path
-
-    from nlpstack.errors import ConfigError
-    from nlpstack.files import write_text
-
-    try:
-        write_text(Path(path), json.dumps({"results": results}, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--save {path}: cannot be written ({error.strerror})") from error
+        _print_table(found["results"])
 
 
 def _print_table(results: list[dict[str, Any]]) -> None:

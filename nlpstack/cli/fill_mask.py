@@ -2,30 +2,17 @@
 
 import click
 
-from nlpstack.cli.options import complete_folders, echo_json, machine_options, output_options
+from nlpstack.cli.options import echo_json, folder_option, machine_options, output_options
 
 
 @click.command("fill-mask")
 @click.argument("text", metavar="TEXT")
-@click.option(
-    "--model",
-    required=True,
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="A BERT: a run, its model/, or a published model folder.",
-)
+@folder_option("--model", "A BERT: a run, its model/, or a published model folder.", required=True)
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Tokens for each mask.")
 @machine_options
 @output_options
 def fill_mask_command(
-    text: str,
-    model: str,
-    top_k: int,
-    device: str | None,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
+    text: str, model: str, top_k: int, device: str | None, threads: int | None, as_json: bool, **_: object
 ) -> None:
     """The likeliest tokens for each mask in TEXT, with their probabilities and the text filled in.
 

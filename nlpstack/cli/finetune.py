@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, complete_recipes
+from nlpstack.cli.options import complete_recipes, folder_option
 from nlpstack.cli.training import run_training, training_options
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ if TYPE_CHECKING:
     help="What the model is to do; without RECIPE, its default recipe.",
 )
 @click.option("--lora", is_flag=True, help="Train adapters and what is new; the model itself stays as it is.")
-@click.option(
-    "--model",
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="The model to adapt [default: the newest finished pretraining run under runs/].",
-)
+@folder_option("--model", "The model to adapt [default: the newest finished pretraining run under runs/].")
 @click.option(
     "--unknown-labels",
     type=click.Choice(["error", "ignore"]),
@@ -45,6 +40,8 @@ def finetune_command(
     """
     if recipe is None and task is None:
         raise click.UsageError("give a RECIPE or a --task")
+    if recipe is not None and lora:
+        raise click.UsageError("--lora goes with --task; a RECIPE says itself what adapters it has (lora.rank)")
 
     def train(options: "RunOptions", reporter: "Reporter") -> "RunResult | None":
         from nlpstack.finetune import finetune
@@ -53,7 +50,6 @@ def finetune_command(
             recipe or f"{task}{'-lora' * lora}",
             given["overrides"],
             task=task,
-            lora=lora,
             out=given["out"],
             resume=given["resume"],
             overwrite=given["overwrite"],

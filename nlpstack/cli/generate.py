@@ -1,46 +1,80 @@
 """`nlpstack generate`: text from a GPT."""
 
+import re
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlpstack.cli.options import DTYPES, complete_folders, echo_json, machine_options, output_options
-from nlpstack.cli.sampling import make_sampling, sampling_options
+from nlpstack.cli.options import (
+    DTYPES,
+    Option,
+    arguments,
+    echo_json,
+    machine_options,
+    model_option,
+    output_options,
+    together,
+)
+from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlpstack.decode import Generation, Sampling
     from nlpstack.generate import GenerationResult
 
 
-@click.command("generate")
-@click.option(
-    "--model",
-    required=True,
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="A run, its model/, or a published model folder.",
+def _flag(names: str, kind: type, metavar: str | None, text: str) -> Option:
+    """An option that may be left out, or repeated if it is a str; `names` are its own and, if another, the field's."""
+    more: dict[str, Any] = {"is_flag": kind is bool, "multiple": kind is str, "help": text}
+    return click.option(*names.split(), type=kind, metavar=metavar, default=None, **more)
+
+
+sampling_options = together(  # one for each field of Sampling
+    _flag("--greedy", bool, None, "Always take the likeliest token, draw nothing."),
+    _flag("--max-new-tokens", int, "N", "Tokens to write at most a prompt.  [default: 128]"),
+    _flag("--min-new-tokens", int, "N", "No end of text before N tokens.  [default: 0]"),
+    _flag("--temperature", float, "T", "Below 1: safer; above: wilder; 0: greedy.  [default: 1]"),
+    _flag("--top-k", int, "K", "Draw from the K likeliest tokens only.  [default: off]"),
+    _flag("--top-p", float, "P", "Draw from the likeliest that reach P together.  [default: off]"),
+    _flag("--min-p", float, "P", "Draw from those at least P times as likely as the likeliest.  [default: off]"),
+    _flag("--samples", int, "N", "Texts a prompt; with --beams, the best ones.  [default: 1]"),
+    _flag("--seed", int, "N", "Another seed, another text.  [default: 0]"),
+    _flag("--beams", int, "N", "Search with N beams instead of drawing.  [default: off]"),
+    _flag("--length-penalty", float, "X", "A beam's score: its log-probability / (new tokens ** X).  [default: 1]"),
+    _flag(
+        "--repetition-penalty",
+        float,
+        "X",
+        "A repeated token's logit is divided by X, or times X below 0.  [default: 1]",
+    ),
+    _flag("--frequency-penalty", float, "X", "Taken off a token's logit each time it occurred.  [default: 0]"),
+    _flag("--presence-penalty", float, "X", "Taken off a token's logit if it occurred.  [default: 0]"),
+    _flag("--no-repeat-ngram", int, "N", "No N tokens in a row occur twice.  [default: off]"),
+    _flag(
+        "--penalize-prompt/--no-penalize-prompt",
+        bool,
+        None,
+        "Whether the prompt counts as text that occurred.  [default: for repetition and n-grams]",
+    ),
+    _flag("--bias logit_bias", str, "TOKEN=X", "Add X to a token's logit; TOKEN: its text, or id:N; repeatable."),
+    _flag("--ban banned", str, "TOKEN", "Never choose this token; repeatable."),
+    _flag("--force forced", str, "TOKEN", "Begin with these tokens; repeatable."),
+    _flag("--stop", str, "TEXT", "End before this text; repeatable; taken as it is."),
+    _flag("--logprobs", bool, None, "Show each token's plain log-probability."),
 )
-@click.option("--prompt", "given", multiple=True, metavar="TEXT", help="A text to go on from; repeatable.")
+
+
+@click.command("generate")
+@model_option
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A text to go on from; repeatable.")
 @click.option("--prompts", "file", metavar="FILE", help="A UTF-8 file with one prompt a line.")
 @sampling_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts at a time.")
 @click.option("--dtype", type=DTYPES, default="fp32", show_default=True, help="Of the weights.")
 @machine_options
 @output_options
-def generate_command(
-    model: str,
-    given: tuple[str, ...],
-    file: str | None,
-    batch_size: int,
-    device: str | None,
-    dtype: str,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-    **options: object,
-) -> None:
+def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **given: Any) -> None:
     """Text from a GPT: greedy, drawn or by beam search, several prompts at a time.
 
     Without a prompt, a run folder goes on from the prompts of its last validation, any other model from nothing.
@@ -52,35 +86,62 @@ def generate_command(
     """
     from nlpstack.generate import generate
 
-    sampling, set_options = make_sampling(options)
-    prompts, source = _prompts(model, given, file)
-    stream = len(prompts) == sampling.samples == 1 and not as_json and sys.stdout.isatty()
-    unshown = iter(prompts)  # when streaming: the prompt, until its first text comes
+    sampling, chosen = make_sampling(given)
+    texts, source = _prompts(model, prompts, file)
+    stream = len(texts) == sampling.samples == 1 and not given["as_json"] and sys.stdout.isatty()
+    unshown = iter(texts)  # when streaming: the prompt, until its first text comes
 
     def show(text: str) -> None:
         click.echo(next(unshown, "") + text, nl=False)
 
-    result = generate(
-        model,
-        prompts,
-        sampling,
-        batch_size=batch_size,
-        device=device or "auto",
-        dtype=dtype,
-        threads=threads,
-        on_text=show if stream else None,
-    )
-    if as_json:
+    where = arguments(given, "batch_size", "dtype")
+    result = generate(model, texts, sampling, on_text=show if stream else None, **where)
+    if given["as_json"]:
         echo_json([_entry(one, sampling) for one in result.generations])
     else:
         click.echo(next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling))
-    if not quiet:
-        click.echo(_report(result, sampling, set_options, f"{len(prompts)} ({source})"), err=True)
+    if not given["quiet"]:
+        click.echo(_report(result, sampling, chosen, f"{len(texts)} ({source})"), err=True)
+
+
+def make_sampling(given: dict[str, Any]) -> tuple["Sampling", set[str]]:
+    """The Sampling of a command's flags, and the names of those that were given."""
+    from nlpstack.decode import Sampling
+
+    fields = Sampling.__dataclass_fields__
+    chosen = {name: value for name, value in given.items() if name in fields and value not in (None, ())}
+    for name in {"banned", "forced"} & chosen.keys():
+        chosen[name] = tuple(map(_token, chosen[name]))
+    if "logit_bias" in chosen:
+        chosen["logit_bias"] = _biases(chosen["logit_bias"])
+    return Sampling(**chosen), set(chosen)
+
+
+def _token(word: str) -> int | str:
+    """A token as a flag spells it: id:N, or its text."""
+    return int(word[3:]) if re.fullmatch(r"id:[0-9]+", word) else word
+
+
+def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
+    """The tokens and biases of --bias flags."""
+    biases: dict[int | str, float] = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        try:
+            bias = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'")
+        token = _token(name)
+        if token in biases:
+            raise ConfigError(f"--bias {word!r}: {name!r} has a bias already, {biases[token]}; leave out one")
+        biases[token] = bias
+    return biases
 
 
 def _prompts(model: str, given: tuple[str, ...], file: str | None) -> tuple[list[str], str]:
     """The prompts, and in words where they come from."""
-    from nlpstack.errors import ConfigError
     from nlpstack.generate import default_prompts, read_prompts
 
     if given and file is not None:
@@ -90,9 +151,8 @@ def _prompts(model: str, given: tuple[str, ...], file: str | None) -> tuple[list
     if file is not None:
         return read_prompts(file), file
     prompts = default_prompts(model)
-    if prompts == [""]:
-        return prompts, "none given; the text starts from nothing"
-    return prompts, f"none given; those of the last validation of {model}"
+    source = "the text starts from nothing" if prompts == [""] else f"those of the last validation of {model}"
+    return prompts, f"none given; {source}"
 
 
 def _entry(one: "Generation", sampling: "Sampling") -> dict[str, object]:
@@ -111,14 +171,15 @@ def _entry(one: "Generation", sampling: "Sampling") -> dict[str, object]:
 
 def _as_text(result: "GenerationResult", sampling: "Sampling") -> str:
     """Each text behind its prompt; several of one prompt under headings."""
-    texts = [one.prompt + one.text + _logprob_lines(one) for one in result.generations]
-    if sampling.samples == 1:
-        return "\n---\n".join(texts)
-    headings = []
+    lines = []
     for n, one in enumerate(result.generations):
-        score = "" if one.score is None else f", score {one.score:.4f}"
-        headings.append(f"--- prompt {n // sampling.samples + 1}, text {one.sample + 1}{score}")
-    return "\n".join(f"{heading}\n{text}" for heading, text in zip(headings, texts, strict=True))
+        if sampling.samples > 1:
+            score = "" if one.score is None else f", score {one.score:.4f}"
+            lines.append(f"--- prompt {n // sampling.samples + 1}, text {one.sample + 1}{score}")
+        elif n:
+            lines.append("---")
+        lines.append(one.prompt + one.text + _logprob_lines(one))
+    return "\n".join(lines)
 
 
 def _logprob_lines(one: "Generation") -> str:
@@ -131,16 +192,12 @@ def _logprob_lines(one: "Generation") -> str:
 
 def _report(result: "GenerationResult", sampling: "Sampling", given: set[str], prompts: str) -> str:
     """Where the prompts came from, what they were continued with, and how fast."""
-    from dataclasses import asdict
-
     timing, n_slides = result.timing, sum(one.slides for one in result.generations)
     used = {"max_new_tokens"}
     if sampling.beams > 1:
         used |= {"length_penalty"}
     elif not sampling.always_likeliest:
         used |= {"temperature", "top_k", "top_p", "seed"}
-    elif not sampling.greedy:
-        used |= {"temperature"}
     options = [
         f"{name} {value}{'' if name in given else ' (default)'}"
         for name, value in asdict(sampling).items()

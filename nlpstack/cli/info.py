@@ -1,23 +1,11 @@
 """`nlpstack info`."""
 
+from dataclasses import fields
 from typing import Any
 
 import click
 
 from nlpstack.cli.options import complete_models_and_recipes, echo_json, machine_options, output_options, set_option
-
-# What each size in bytes is, beside its name.
-_SAYS = {
-    "weights": "fp32",
-    "gradients": "fp32; not held while activations are, but for micro-batches",
-    "optimizer": "its state",
-    "activations": "of a micro-batch, kept for the backward pass",
-    "workspace": "for a moment: logits of a chunk, gradients in a block",
-    "validation": "of one of its batches",
-    "process": "Python, torch and libraries",
-    "allocator": "freed and not used again at the peak",
-    "peak": "the most that is held at once",
-}
 
 
 @click.command("info")
@@ -52,45 +40,39 @@ def info_command(
     if as_json:
         echo_json(found)
         return
-    for line in _lines(found):
-        click.echo(line)
+    click.echo("\n".join(_lines(found)))
     for note in () if quiet else found["notes"]:
         click.echo(note, err=True)
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
     """The report, a figure a line."""
+    from nlpstack.memory import MemoryEstimate
+
+    says = {part.name: part.metadata["says"] for part in fields(MemoryEstimate)}
     shape, count, flops = found["shape"], found["parameters"], found["flops_per_token"]
     rule, cache = count["rule_12_l_d2"], found["kv_cache_bytes_per_token"]
     rows = [
         ("parameters", f"{count['total']:,}", ""),
         ("  embedding", f"{count['embedding']:,}", "tokens, positions, a separate unembedding"),
-        *([("  heads", f"{count['heads']:,}", "masked tokens, next sentence")] if count["heads"] else []),
+        ("  heads", f"{count['heads']:,}" if count["heads"] else None, "masked tokens, next sentence, labels"),
         ("  other", f"{count['other']:,}", f"blocks and the {'last' if shape['pre_norm'] else 'first'} norm"),
         ("  blocks", f"{count['blocks']:,}", f"12·L·d² gives {rule:,}, {rule / count['blocks'] - 1:+.1%}"),
         ("FLOPs a token", "", f"at the full context of {shape['max_seq_len']:,}"),
         ("  forward", f"{flops['forward'] / 1e6:,.2f} M", ""),
         ("  training", f"{flops['training'] / 1e6:,.2f} M", "forward and backward"),
-        *([("cache a token", _size(cache), "keys and values in fp32; half of it in bf16")] if cache else []),
-        ("bytes", "", ""),
-        *((f"  {name}", _size(size), _SAYS[name]) for name, size in found["bytes"].items() if size is not None),
+        ("cache a token", cache and f"{cache / 2**10:,.1f} KiB", "keys and values in fp32; half of it in bf16"),
+        ("memory", "", ""),
+        *((f"  {name}", size and f"{size / 2**20:,.1f} MiB", says[name]) for name, size in found["bytes"].items()),
     ]
     heads = f"{shape['n_heads']} heads" + (f" ({shape['n_kv_heads']} of keys)" if shape["n_kv_heads"] else "")
     lines = [
         f"{found['kind']} {found['name']}: {shape['n_layers']} layers of {shape['dim']}, {heads}, "
         f"context {shape['max_seq_len']:,}, vocabulary {shape['vocab_size']:,}",
-        *(f"{name:<15}{value:>15}  {says}".rstrip() for name, value, says in rows),
+        *(f"{name:<15}{value:>15}  {note}".rstrip() for name, value, note in rows if value is not None),
     ]
     if (run := found["training"]) is not None:
         settled = ", ".join(f"{name} {run[name]}" for name in ("device", "dtype", "attention", "compile", "optimizer"))
         batch = f"{run['batch_size']:,} sequences of {run['sequence_length']:,} tokens"
         lines.append(f"a step of {batch}, {run['micro_batch']:,} at a time; {settled}")
     return lines
-
-
-def _size(n_bytes: int) -> str:
-    """Bytes in the unit that reads best."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:,.1f} {unit}"
-    return f"{n_bytes} B"

@@ -2,13 +2,13 @@
 
 import click
 
-from nlpstack.cli.options import complete_folders, echo_json, make_reporter, output_options
+from nlpstack.cli.options import base_option, complete_folders, echo_json, make_reporter, output_options
 
 
 @click.command("merge")
 @click.argument("adapter", metavar="ADAPTER", shell_complete=complete_folders)
 @click.option("--out", required=True, metavar="DIR", help="The merged model's folder.")
-@click.option("--base", metavar="DIR", shell_complete=complete_folders, help="The base model, where it has moved.")
+@base_option
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference of logits allowed.")
 @output_options
 def merge_command(

@@ -2,60 +2,54 @@
 
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
+
+from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from nlpstack.train.log import Reporter
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-DEVICES = click.Choice(["auto", "cpu", "cuda", "mps"])
+Option = Callable[[Any], Any]  # as click.option makes it: it decorates a command
 DTYPES = click.Choice(["fp32", "bf16", "fp16"])
 
 
-def output_options(command: Command) -> Command:
-    """--json, --quiet and --debug."""
-    command = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
-    command = click.option("--quiet", is_flag=True, help="Only results and errors.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr.")(
-        command
-    )
+def together(*options: Option) -> Option:
+    """Several options as one, which --help lists in this order."""
+    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
 
 
-def machine_options(command: Command) -> Command:
-    """--device and --threads."""
-    command = click.option("--threads", type=click.IntRange(1), help="Threads for compute [default: the cores].")(
-        command
-    )
-    return click.option("--device", type=DEVICES, help="Where to compute [default: auto].")(command)
+output_options = together(
+    click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout, all else on stderr."),
+    click.option("--quiet", is_flag=True, help="Only results and errors."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+machine_options = together(
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute [default: auto]."
+    ),
+    click.option("--threads", type=click.IntRange(1), help="Threads for compute [default: the cores]."),
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="One value, e.g. optim.lr=1e-4; repeatable."
+)
 
 
-def set_option(command: Command) -> Command:
-    """--set, which may be given often."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="SECTION.KEY=VALUE",
-        help="One value, e.g. optim.lr=1e-4; repeatable.",
-    )(command)
-
-
-def complete_folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+def complete_folders(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What the shell offers for an option that takes a folder."""
-    from click.shell_completion import CompletionItem
-
     return [CompletionItem(incomplete, type="dir")]
 
 
-def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+def complete_recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Recipes, by their short names unless a stage is written; of the command's own stage where it has one."""
-    from click.shell_completion import CompletionItem
-
     from nlpstack.recipes import STAGES, list_recipes
 
     recipes = list_recipes(context.info_name if context.info_name in STAGES else None)
@@ -70,10 +64,19 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
 def complete_models_and_recipes(
     context: click.Context, parameter: click.Parameter, incomplete: str
-) -> "list[CompletionItem]":
+) -> list[CompletionItem]:
     """Recipes where one begins as what is written does, else folders."""
     found = complete_recipes(context, parameter, incomplete)
     return found if found[0].type == "plain" else complete_folders(context, parameter, incomplete)
+
+
+def folder_option(name: str, help_text: str, *, required: bool = False) -> Option:
+    """An option that takes a folder, which the shell completes."""
+    return click.option(name, required=required, metavar="DIR", shell_complete=complete_folders, help=help_text)
+
+
+model_option = folder_option("--model", "A run, its model/, an adapter, or a published model folder.", required=True)
+base_option = folder_option("--base", "An adapter's base model, where it has moved.")
 
 
 def make_reporter(*, quiet: bool) -> "Reporter":
@@ -84,12 +87,39 @@ def make_reporter(*, quiet: bool) -> "Reporter":
 
 
 def echo_json(value: object) -> None:
-    """One JSON value on one line of stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON value on one line of stdout; a dataclass as the object of its fields."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, default=asdict))
+
+
+def echo(value: object, plain: str | bytes, *, as_json: bool, nl: bool = True) -> None:
+    """What a command found, for a program or for a reader."""
+    if as_json:
+        echo_json(value)
+    else:
+        click.echo(plain, nl=nl)
+
+
+def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    """These flags, and where to compute, for a function whose arguments have their names."""
+    machine = {"device": given["device"] or "auto", "threads": given["threads"]}
+    return machine | {name: given[name] for name in names}
+
+
+def check_folder_of(option: str, path: str) -> None:
+    """Refuse an output file that has no folder: known now, not after an hour of work."""
+    if not (folder := Path(path).parent).is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {folder}; make it first")
+
+
+@contextmanager
+def writing(option: str, path: str) -> Iterator[None]:
+    """While an output file is written: what the machine refuses is the fault of the option."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
 
 
 def typed_command() -> str:
     """The command as it was typed, for a run's record."""
-    from shlex import join
-
     return join(["nlpstack", *sys.argv[1:]])

@@ -1,18 +1,28 @@
 """`nlpstack predict`."""
 
+import json
+import os
 from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, machine_options, make_reporter, output_options
+from nlpstack.cli.options import (
+    arguments,
+    base_option,
+    check_folder_of,
+    folder_option,
+    machine_options,
+    make_reporter,
+    output_options,
+    writing,
+)
+from nlpstack.errors import ConfigError
 
 
 @click.command("predict")
 @click.argument("source", metavar="INPUT")
-@click.option(
-    "--model", required=True, metavar="DIR", shell_complete=complete_folders, help="A fine-tuned run, model or adapter."
-)
-@click.option("--base", metavar="DIR", shell_complete=complete_folders, help="An adapter's base, where it has moved.")
+@folder_option("--model", "A fine-tuned run, model or adapter.", required=True)
+@base_option
 @click.option("--out", metavar="FILE", help="Write the lines there instead of to stdout.")
 @click.option("--resume", is_flag=True, help="Go on behind the whole lines that stand in --out.")
 @click.option(
@@ -30,54 +40,39 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
       nlpstack predict --model runs/ner-lora sentences.txt
       nlpstack predict --model runs/classification reviews.tsv --out labels.jsonl
     """
-    import json
-
     from nlpstack.decode import Sampling
-    from nlpstack.errors import ConfigError
     from nlpstack.predict import PredictOptions, predict
 
     if resume and out is None:
         raise click.UsageError("--resume goes with --out")
-    overrides = {"threshold": given["threshold"], "truncate": given["truncate"] or None}
     options = PredictOptions(
-        base=given["base"],
-        overrides={key: value for key, value in overrides.items() if value is not None},
+        overrides={name: given[name] for name in ("threshold", "truncate") if given[name]},
         sampling=Sampling(greedy=True, max_new_tokens=given["max_new_tokens"]),
-        device=given["device"] or "auto",
-        threads=given["threads"],
+        **arguments(given, "base"),
     )
     note = make_reporter(quiet=given["quiet"]).say
     done = _whole_lines(out, resume=resume) if out else 0
     results = predict(model, source, options, skip=done, note=note)
+    lines = (json.dumps(result, ensure_ascii=False) for result in results)
     if out is None:
-        for result in results:
-            click.echo(json.dumps(result, ensure_ascii=False))
+        for line in lines:
+            click.echo(line)
         return
     if done:
         note(f"{out}: goes on behind {done:,} lines")
-    try:
-        with open(out, "a", encoding="utf-8") as file:
-            for result in results:
-                file.write(json.dumps(result, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from error
+    with writing("--out", out), open(out, "a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _whole_lines(path: str, *, resume: bool) -> int:
     """How many lines of an earlier start stand in a file, a broken last one cut off; a file is not replaced."""
-    from pathlib import Path
-
-    from nlpstack.errors import ConfigError
-
-    file = Path(path)
-    if not file.exists():
-        if not file.parent.is_dir():
-            raise ConfigError(f"--out {path}: there is no folder {file.parent}; make it first")
+    if not os.path.exists(path):
+        check_folder_of("--out", path)
         return 0
     if not resume:
         raise ConfigError(f"--out {path}: exists; --resume goes on behind its lines, or give another name")
     n_lines = length = 0
-    with open(file, "rb+") as opened:
+    with open(path, "rb+") as opened:
         for line in opened:
             if line.endswith(b"\n"):
                 n_lines, length = n_lines + 1, length + len(line)

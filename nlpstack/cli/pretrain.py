@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, complete_recipes
+from nlpstack.cli.options import complete_recipes, folder_option
 from nlpstack.cli.training import run_training, training_options
 
 if TYPE_CHECKING:
@@ -18,15 +18,8 @@ if TYPE_CHECKING:
     "--arch", type=click.Choice(["gpt", "bert"]), help="The architecture; without RECIPE, its default recipe."
 )
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
-@click.option(
-    "--tokenizer", metavar="DIR", shell_complete=complete_folders, help="Use this tokenizer instead of training one."
-)
-@click.option(
-    "--model",
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="Go on from this model, with its tokenizer, on new text.",
-)
+@folder_option("--tokenizer", "Use this tokenizer instead of training one.")
+@folder_option("--model", "Go on from this model, with its tokenizer, on new text.")
 @training_options
 def pretrain_command(recipe: str | None, arch: str | None, **given: Any) -> None:
     """Train a model from raw text by a RECIPE (a name or a .toml file; see: nlpstack recipes).

@@ -2,7 +2,7 @@
 
 import click
 
-from nlpstack.cli.options import complete_recipes, echo_json, output_options
+from nlpstack.cli.options import complete_recipes, echo, output_options
 
 
 @click.command("recipes")
@@ -19,16 +19,10 @@ def recipes_command(name: str | None, as_json: bool, quiet: bool, debug: bool) -
 
     if name is not None:
         text = find_recipe(name).read_text(encoding="utf-8")
-        if as_json:
-            echo_json(text)
-        else:
-            click.echo(text, nl=False)
+        echo(text, text, as_json=as_json, nl=False)
         return
     recipes = list_recipes()
-    if as_json:
-        echo_json([{"name": r.name, "stage": r.stage, "summary": r.summary.split("\n")[0]} for r in recipes])
-        return
-    width = max(len(recipe.full_name) for recipe in recipes)
-    for recipe in recipes:
-        first_line = recipe.summary.split("\n")[0]
-        click.echo(f"{recipe.full_name:<{width}}  {first_line}")
+    found = [{"name": one.name, "stage": one.stage, "summary": one.summary.split("\n")[0]} for one in recipes]
+    width = max(len(one.full_name) for one in recipes)
+    lines = [f"{one.full_name:<{width}}  {row['summary']}" for one, row in zip(recipes, found, strict=True)]
+    echo(found, "\n".join(lines), as_json=as_json)

@@ -1,11 +1,14 @@
 """`nlpstack tokenizer train|encode|decode|inspect`."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, echo_json, make_reporter, output_options
+from nlpstack.cli.options import complete_folders, echo, folder_option, make_reporter, output_options
+
+tokenizer_option = partial(folder_option, "--tokenizer", "A tokenizer's, model's or run's folder.")
 
 
 @click.group("tokenizer")
@@ -22,7 +25,7 @@ def tokenizer_group() -> None:
 @click.option("--data", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME.")
 @click.option("--vocab-size", type=int, help="Pieces in all [default: 8192; char: every character].")
 @click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram", show_default=True)
-@click.option("--out", required=True, metavar="DIR", shell_complete=complete_folders, help="A new folder.")
+@folder_option("--out", "A new folder.", required=True)
 @click.option("--overwrite", is_flag=True, help="Replace the tokenizer that stands in --out.")
 @output_options
 def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
@@ -34,23 +37,16 @@ def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
     """
     from nlpstack.prepare import train_tokenizer_on
 
-    values = {"kind": given["kind"], "vocab_size": given["vocab_size"]}
-    reporter = make_reporter(quiet=given["quiet"])
-    tokenizer = train_tokenizer_on(data, values, out, overwrite=given["overwrite"], note=reporter.say)
-    if given["as_json"]:
-        echo_json({"out": out, "vocab_size": tokenizer.vocab_size, "kind": given["kind"], "hash": tokenizer.hash})
-    else:
-        click.echo(f"{out}: {given['kind']}, {tokenizer.vocab_size:,} pieces, hash {tokenizer.hash[:12]}")
+    kind, note = given["kind"], make_reporter(quiet=given["quiet"]).say
+    values = {"kind": kind, "vocab_size": given["vocab_size"]}
+    tokenizer = train_tokenizer_on(data, values, out, overwrite=given["overwrite"], note=note)
+    found = {"out": out, "vocab_size": tokenizer.vocab_size, "kind": kind, "hash": tokenizer.hash}
+    plain = f"{out}: {kind}, {tokenizer.vocab_size:,} pieces, hash {tokenizer.hash[:12]}"
+    echo(found, plain, as_json=given["as_json"])
 
 
 @tokenizer_group.command("encode")
-@click.option(
-    "--tokenizer",
-    required=True,
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="A tokenizer's, model's or run's folder.",
-)
+@tokenizer_option(required=True)
 @output_options
 def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """The ids of all of stdin as one text.
@@ -62,20 +58,11 @@ def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     from nlpstack.prepare import decode_utf8, open_tokenizer
 
     ids = open_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input"))
-    if as_json:
-        echo_json({"ids": ids})
-    else:
-        click.echo(" ".join(map(str, ids)))
+    echo({"ids": ids}, " ".join(map(str, ids)), as_json=as_json)
 
 
 @tokenizer_group.command("decode")
-@click.option(
-    "--tokenizer",
-    required=True,
-    metavar="DIR",
-    shell_complete=complete_folders,
-    help="A tokenizer's, model's or run's folder.",
-)
+@tokenizer_option(required=True)
 @output_options
 def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
     """The text of the ids on stdin, separated by white space (or a JSON list, or an object with "ids").
@@ -88,22 +75,16 @@ def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
 
     found = open_tokenizer(tokenizer)
     text = found.decode(parse_ids(decode_utf8(sys.stdin.buffer.read(), "standard input"), found.vocab_size))
-    if as_json:
-        echo_json({"text": text})
-    else:
-        click.echo(text.encode("utf-8"), nl=False)  # as bytes: whatever the terminal speaks, they are the text's
+    # As bytes: whatever the terminal speaks, they are the text's.
+    echo({"text": text}, text.encode("utf-8"), as_json=as_json, nl=False)
 
 
 @tokenizer_group.command("inspect")
 @click.argument("folder", required=False, shell_complete=complete_folders)
-@click.option(
-    "--tokenizer", metavar="DIR", shell_complete=complete_folders, help="A tokenizer's, model's or run's folder."
-)
+@tokenizer_option()
 @click.option("--text", help="Show how this text is cut.")
 @output_options
-def inspect_command(
-    folder: str | None, tokenizer: str | None, text: str | None, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def inspect_command(folder: str | None, tokenizer: str | None, text: str | None, as_json: bool, **_: object) -> None:
     """What a tokenizer holds, and how it cuts a text.
 
     \b
@@ -116,8 +97,4 @@ def inspect_command(
     if where is None:
         raise click.UsageError("give the tokenizer with --tokenizer DIR")
     found = describe_tokenizer(where, text)
-    if as_json:
-        echo_json(found)
-    else:
-        for name, value in found.items():
-            click.echo(f"{name}: {value}")
+    echo(found, "\n".join(f"{name}: {value}" for name, value in found.items()), as_json=as_json)

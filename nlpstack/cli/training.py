@@ -1,17 +1,18 @@
 """What the commands that train have in common: their options, and what they print."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nlpstack.cli.options import (
-    complete_folders,
     echo_json,
+    folder_option,
     machine_options,
     make_reporter,
     output_options,
     set_option,
+    together,
     typed_command,
 )
 
@@ -19,13 +20,10 @@ if TYPE_CHECKING:
     from nlpstack.job import RunOptions, RunResult
     from nlpstack.train.log import Reporter
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_RUN = (
+# Data and folder of a run, length, machine, values, and what may happen to a run that stands.
+training_options = together(
     click.option("--data", multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME; repeatable."),
-    click.option(
-        "--out", metavar="DIR", shell_complete=complete_folders, help="The run folder [default: runs/<recipe>]."
-    ),
+    folder_option("--out", "The run folder [default: runs/<recipe>]."),
     click.option("--minutes", type=float, help="Train about this long instead of the recipe's steps."),
     click.option("--seed", type=click.IntRange(0), help="Seed of weights, order and dropout."),
     click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Products; weights are fp32."),
@@ -39,19 +37,10 @@ _RUN = (
 )
 
 
-def training_options(command: Command) -> Command:
-    """The options of a run: its data and folder, length, machine, values, and what may happen to a run that stands."""
-    for option in reversed(_RUN):
-        command = option(command)
-    return command
-
-
 def run_training(
     train: "Callable[[RunOptions, Reporter], RunResult | None]", given: dict[str, Any], flags: dict[str, Any]
 ) -> None:
     """Call a stage that trains with what was typed, and print what came back."""
-    from dataclasses import asdict
-
     from nlpstack.job import RunOptions
     from nlpstack.train.runtime import StopSignal, keep_freed_memory
 
@@ -64,16 +53,14 @@ def run_training(
     with StopSignal().installed() as stop:
         options = RunOptions(
             flags={key: value for key, value in flags.items() if value is not None},
-            model=given["model"],
             tokenizer=given.get("tokenizer"),
-            dry_run=given["dry_run"],
-            inexact=given["inexact"],
             stop=stop,
             command=typed_command(),
+            **{name: given[name] for name in ("model", "dry_run", "inexact")},
         )
         result = train(options, make_reporter(quiet=given["quiet"]))
     if given["as_json"]:
-        echo_json({"dry_run": True} if result is None else asdict(result))
+        echo_json(result or {"dry_run": True})
     elif result is not None:
         scores = "  ".join(f"{name} {value:.4f}" for name, value in result.val.items() if value is not None)
         click.echo(

@@ -1,9 +1,10 @@
 """A corpus and its splits: surveyed once (size, hash, duplicates), then streamed as often as it is needed."""
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,31 +77,19 @@ class Split:
 
     def pieces(self, note: Callable[[str], None] = lambda _: None) -> Iterator[Piece]:
         """The split's text, streamed."""
-        pieces = read_documents(self.files, self.documents, note)
-        cut = _by_document if self.unit == "document" else _by_char
-        yield from cut(pieces, self.start, self.stop)
-
-
-def _by_document(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
-    index = 0
-    for piece in pieces:
-        if stop is not None and index >= stop:
-            return
-        if index >= start:
-            yield piece
-        index += piece.last
-
-
-def _by_char(pieces: Iterator[Piece], start: int, stop: int | None) -> Iterator[Piece]:
-    at = 0
-    for text, last in pieces:
-        end = at + len(text)
-        first, after = max(start, at), end if stop is None else min(stop, end)
-        if first < after:
-            yield Piece(text[first - at : after - at], last=last or after == stop)
-        at = end
-        if stop is not None and at >= stop:
-            return
+        stop = sys.maxsize if self.stop is None else self.stop
+        at = 0  # documents, or characters, that are behind
+        for text, last in read_documents(self.files, self.documents, note):
+            if self.unit == "document":
+                part, end = text if at >= self.start else "", at + last
+            else:
+                part, end = text[max(self.start - at, 0) : stop - at], at + len(text)
+                last = last or end >= stop
+            if part:
+                yield Piece(part, last)
+            at = end
+            if at >= stop:
+                return
 
 
 def load_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
@@ -108,32 +97,30 @@ def load_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Sp
 
     Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
     """
-    splits = {
-        name: Split(name=name, files=tuple(files), documents=config.documents, survey=_survey(files, config, note))
-        for name, files in find_splits(config.paths).items()
-    }
+    splits = whole_corpus(config, note)
     if "all" in splits:
         splits["train"] = splits.pop("all")
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
-    _note_duplicates(splits, note)
+    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        if name in splits and other in splits:
+            digests = splits[name].digests
+            if double := int(np.isin(digests, splits[other].digests).sum()):
+                where = f"{'training' if other == 'train' else 'validation'} data"
+                note(f"{double:,} of {len(digests):,} {name} documents also stand, word for word, in the {where}")
     return splits
 
 
 def whole_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
     """The splits as they stand, nothing cut; files that are no split's are the split "all"."""
-    return {
-        name: Split(name=name, files=tuple(files), documents=config.documents, survey=_survey(files, config, note))
-        for name, files in find_splits(config.paths).items()
-    }
-
-
-def _survey(files: list[Path], config: DataConfig, note: Callable[[str], None]) -> Survey:
-    found = survey(read_documents(files, config.documents, note))
-    if found.is_blank:
-        names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
-        raise DataError(f"{names}: holds no text, at most white space; give files with text in them")
-    return found
+    splits = {}
+    for name, files in find_splits(config.paths).items():
+        found = survey(read_documents(files, config.documents, note))
+        if found.is_blank:
+            names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
+            raise DataError(f"{names}: holds no text, at most white space; give files with text in them")
+        splits[name] = Split(name=name, files=tuple(files), documents=config.documents, survey=found)
+    return splits
 
 
 def cut_val(train: Split, share: float, note: Callable[[str], None]) -> dict[str, Split]:
@@ -146,18 +133,7 @@ def cut_val(train: Split, share: float, note: Callable[[str], None]) -> dict[str
         raise DataError(f"{train.files[0]}: too short to cut a validation part from")
     what = "documents" if unit == "document" else "characters"
     note(f"no validation split: the last {total - cut:,} of {total:,} {what} are held out for it")
-    whole = {"files": train.files, "documents": train.documents, "unit": unit, "survey": found}
     return {
-        "train": Split(name="train", stop=cut, **whole),  # type: ignore[arg-type]
-        "val": Split(name="val", start=cut, **whole),  # type: ignore[arg-type]
+        "train": replace(train, name="train", unit=unit, stop=cut),
+        "val": replace(train, name="val", unit=unit, start=cut),
     }
-
-
-def _note_duplicates(splits: dict[str, Split], note: Callable[[str], None]) -> None:
-    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
-        if name in splits and other in splits:
-            double = int(np.isin(splits[name].digests, splits[other].digests).sum())
-            if double:
-                total = len(splits[name].digests)
-                where = "training" if other == "train" else "validation"
-                note(f"{double:,} of {total:,} {name} documents also stand, word for word, in the {where} data")

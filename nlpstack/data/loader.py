@@ -12,7 +12,7 @@ import numpy as np
 from nlpstack.data.batch import Batch
 
 Example = tuple[int, int]  # (epoch, index within it)
-_POOL = 50  # batches whose examples are sorted by length together
+_POOL = 200  # batches whose examples are sorted by length together
 
 
 class Order(Protocol):
@@ -89,7 +89,7 @@ class Bucketed:
         return sum(counts[:whole]) + math.ceil((epochs - whole) * counts[-1] if epochs > whole else 0)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch: shuffled, sorted by length within pools of about 50 batches, cut, shuffled again."""
+        """The batches of an epoch: shuffled, sorted by length within pools of some 200 batches, cut, shuffled."""
         rng = np.random.default_rng((self.seed, epoch, 1))
         order = rng.permutation(self.n_examples)
         pool = _POOL * (self._rows or max(1, (self._tokens or 0) // max(1, int(self.lengths.mean()))))

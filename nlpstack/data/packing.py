@@ -1,5 +1,7 @@
 """Shards to blocks of equal length: the whole text is used, and nothing is padded."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -23,18 +25,13 @@ class PackedBlocks:
         # One block is given up, so that every epoch can cut at other places and still has the same number of blocks.
         self.n_blocks = max(1, n_targets // block_len - 1)
         self._slack = min(n_targets - self.n_blocks * block_len, block_len - 1)
-        self._shift = (-1, 0)  # the epoch last asked for, and where its first block starts
 
     def __len__(self) -> int:
         return self.n_blocks
 
     def block(self, epoch: int, index: int) -> np.ndarray:
         """Block `index` of an epoch: block_len + 1 tokens, int64."""
-        shift = self._shift  # read once: another thread may ask for another epoch meanwhile
-        if shift[0] != epoch:
-            shift = epoch, int(np.random.default_rng((self.seed, epoch, 0)).integers(0, self._slack + 1))
-            self._shift = shift
-        start = shift[1] + index * self.block_len
+        start = _first_start(self.seed, epoch, self._slack) + index * self.block_len
         return self.shards.read(start, start + self.block_len + 1)
 
     def batch(self, examples: list[Example]) -> Batch:
@@ -52,3 +49,9 @@ class PackedBlocks:
             labels={"lm": torch.from_numpy(labels)},
             n_targets={"lm": int((labels != IGNORE_INDEX).sum())},
         )
+
+
+@lru_cache
+def _first_start(seed: int, epoch: int, slack: int) -> int:
+    """Where the first block of an epoch starts."""
+    return int(np.random.default_rng((seed, epoch, 0)).integers(0, slack + 1))

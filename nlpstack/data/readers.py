@@ -1,5 +1,6 @@
 """Corpus files to documents: plain text and JSON lines, packed or not, folders, globs and bundled samples."""
 
+import codecs
 import glob
 import gzip
 import io
@@ -7,6 +8,8 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, cast
 
@@ -73,17 +76,15 @@ def _expand(text: str, suffixes: Sequence[str], kind: str) -> dict[str, list[Pat
     accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
-        named: dict[str, list[Path]] = {}
-        for file in sorted(path.iterdir()):
-            split = SPLIT_NAMES.get(file.name.partition(".")[0].lower())
-            if split and file.is_file() and corpus_suffix(file, suffixes):
-                named.setdefault(split, []).append(file)
-        if "train" in named:
-            return named
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file, suffixes)]
         if not files:
             raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
-        return {"all": files}
+        named: dict[str, list[Path]] = {}
+        for file in files:
+            split = SPLIT_NAMES.get(file.name.partition(".")[0].lower())
+            if split and file.parent == path:
+                named.setdefault(split, []).append(file)
+        return named if "train" in named else {"all": files}
     matches = [path] if path.is_file() else map(Path, sorted(glob.glob(text, recursive=True)))
     files = [file for file in matches if file.is_file()]
     if not files:
@@ -162,13 +163,7 @@ def read_documents(files: Sequence[Path], documents: str, note: Callable[[str], 
 
     `note` is told once of each kind of thing that was done to the text. Raises DataError with file, line or byte.
     """
-    noted: set[str] = set()
-
-    def note_once(text: str) -> None:
-        if text not in noted:
-            noted.add(text)
-            note(text)
-
+    note_once = cache(note)
     for path in files:
         if corpus_suffix(path) == ".jsonl":
             yield from _read_jsonl(path, note_once)
@@ -179,13 +174,8 @@ def read_documents(files: Sequence[Path], documents: str, note: Callable[[str], 
 
 
 def _mark_last(texts: Iterator[str]) -> Iterator[Piece]:
-    previous: str | None = None
-    for text in texts:
-        if previous is not None:
-            yield Piece(previous, last=False)
-        previous = text
-    if previous is not None:
-        yield Piece(previous, last=True)
+    for text, after in pairwise(chain(filter(None, texts), [""])):
+        yield Piece(text, last=not after)
 
 
 def _text_blocks(path: Path, note: Callable[[str], None]) -> Iterator[str]:
@@ -199,11 +189,11 @@ def _text_blocks(path: Path, note: Callable[[str], None]) -> Iterator[str]:
                 note(f"{path}: has lines over {PIECE_BYTES} bytes; they are tokenized in parts")
                 cut = _cut_long_line(buffer)
             if cut:
-                yield from _decode(buffer[:cut], offset, path, note)
+                yield _decode(buffer[:cut], offset, path, note)
                 offset += cut
             rest = buffer[cut:]
     if rest:
-        yield from _decode(rest, offset, path, note)
+        yield _decode(rest, offset, path, note)
 
 
 def _cut_long_line(buffer: bytes) -> int:
@@ -215,25 +205,22 @@ def _cut_long_line(buffer: bytes) -> int:
     return next(starts, len(buffer))
 
 
-def _decode(data: bytes, offset: int, path: Path, note: Callable[[str], None]) -> Iterator[str]:
-    if offset == 0 and data.startswith(b"\xef\xbb\xbf"):
+def _decode(data: bytes, offset: int, path: Path, note: Callable[[str], None]) -> str:
+    if offset == 0 and data.startswith(codecs.BOM_UTF8):
         note(f"{path}: begins with a byte-order mark, which is left out")
         data, offset = data[3:], 3
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 at byte {offset + error.start} (0x{data[error.start]:02x}); convert the file to UTF-8"
-        ) from error
-    if text:
-        yield text
+        at, byte = offset + error.start, data[error.start]
+        raise DataError(f"{path}: not UTF-8 at byte {at} (0x{byte:02x}); convert the file to UTF-8") from error
 
 
 def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
     """Each run of lines between lines that are empty or white space is a document, without its last line's end."""
     held: list[str] = []  # lines of the paragraph not handed on yet
     size = 0
-    for line in _lines(blocks):
+    for line in chain(_lines(blocks), [""]):
         if line.strip():
             if size >= PIECE_BYTES:
                 yield Piece("".join(held), last=False)
@@ -243,15 +230,12 @@ def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
         elif held:
             yield Piece("".join(held).rstrip("\r\n"), last=True)
             held, size = [], 0
-    if held:
-        yield Piece("".join(held).rstrip("\r\n"), last=True)
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:
     rest = ""
     for block in blocks:
-        lines = (rest + block).split("\n")
-        rest = lines.pop()
+        *lines, rest = (rest + block).split("\n")
         for line in lines:
             yield line + "\n"
     if rest:

@@ -124,13 +124,8 @@ def truncate(
     tokens a binomially distributed number stood in front.
     """
     sizes = first[1] - first[0], second[1] - second[0]
-    kept = sizes
-    if sum(sizes) > target:
-        shorter = min(sizes)
-        if shorter <= target // 2:  # it is never the longer one
-            kept = (shorter, target - shorter) if sizes[0] == shorter else (target - shorter, shorter)
-        else:
-            kept = ((target + 1) // 2, target // 2)
+    n_first = min(sizes[0], max(target - sizes[1], (target + 1) // 2))
+    kept = n_first, min(sizes[1], target - n_first)
     cut = []
     for (start, stop), size, left in zip((first, second), sizes, kept, strict=True):
         front = int(rng.binomial(size - left, 0.5))

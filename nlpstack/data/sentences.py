@@ -43,14 +43,12 @@ def _segments(text: str, language: str) -> Iterator[tuple[int, int]]:
     for number, block in enumerate(_BREAK.split(plain)):
         stop = at + len(block)
         while at < stop and number % 2 == 0:  # the odd ones are the breaks
-            found = sentencex.segment(language, plain[at : min(at + WINDOW, stop)])
-            if at + WINDOW < stop:  # the last one may go on
-                after = at + WINDOW if len(found) < 2 else None
-                found = found[:-1]
-            else:
-                after = stop
-            for segment in found:
+            end = min(at + WINDOW, stop)
+            found = sentencex.segment(language, plain[at:end])
+            whole = found if end == stop else found[:-1]  # the last one may go on
+            for segment in whole:
                 yield at, at + len(segment)
                 at += len(segment)
-            at = after or at
+            if end == stop or not whole:
+                at = end
         at = stop

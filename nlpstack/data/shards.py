@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +26,6 @@ GROUP_BYTES = 1 << 22  # characters handed to the tokenizer at a time
 INDEX = "index.json"
 Segment = Callable[[str], list[str]]
 Encode = Callable[[list[str]], list[np.ndarray]]
-
-_NOTHING_DONE: dict[str, Any] = {"pieces_done": 0, "tokens_done": 0, "bytes_done": 0, "state": [True, 0, False]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +65,17 @@ class TokenShards:
         self.index = read_json_object(folder / INDEX, DataError)
         entries = self.index["shards"]
         self.spec = ShardSpec(**self.index["spec"])
+        self.n_bytes: int = self.index["n_bytes"]  # UTF-8 bytes of the text that was tokenized
         self._arrays = [np.load(folder / f"{entry['name']}.npy", mmap_mode="r") for entry in entries]
         self._starts = np.cumsum([0, *(len(array) for array in self._arrays)])
-        documents = [np.load(folder / f"{entry['name']}.docs.npy") for entry in entries]
-        table = np.concatenate(documents) if documents else np.zeros((0, 2), dtype=np.int64)
+        table = np.concatenate([np.load(folder / f"{entry['name']}.docs.npy") for entry in entries])
         self.ends, self.words = table[:, 0], table[:, 1]  # (documents,): token after the last one; words in the text
-        kept = entries if self.spec.sentences else []
-        sentences = [np.load(folder / f"{entry['name']}.sents.npy") for entry in kept]
+        sentences = [np.load(folder / f"{entry['name']}.sents.npy") for entry in entries if self.spec.sentences]
         # (sentences,): token after the last one of each; empty where they are not kept
         self.sentence_ends: np.ndarray = np.concatenate([np.zeros(0, dtype=np.int64), *sentences])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
-
-    @property
-    def n_bytes(self) -> int:
-        """UTF-8 bytes of the text that was tokenized."""
-        return int(self.index["n_bytes"])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop, int64, across shards."""
@@ -97,10 +89,8 @@ class TokenShards:
 
     def documents(self) -> Iterator[tuple[int, int, int]]:
         """(first token, token after the last one, words) of each document, BOS and EOS included."""
-        start = 0
-        for end, words in zip(self.ends.tolist(), self.words.tolist(), strict=True):
-            yield start, end, words
-            start = end
+        ends = self.ends.tolist()
+        return zip([0, *ends], ends, self.words.tolist(), strict=False)
 
 
 def load_or_tokenize(
@@ -144,39 +134,50 @@ def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:
     return all(path.is_file() and sha256_file(path) == entry[key] for key, path in paths.items())
 
 
+def _whole_entries(folder: Path, spec: ShardSpec) -> Iterator[dict[str, Any]]:
+    """Entries of the shards that an earlier, unfinished run left whole."""
+    with suppress(DataError, KeyError):
+        for number in count():
+            entry = read_json_object(folder / f"shard-{number:05d}.json", DataError)
+            if entry["spec"] != asdict(spec) or not _whole(folder, entry, spec):
+                return
+            yield entry
+
+
 class _Writer:
     """Turns pieces of text into shards, each with a small JSON file that is written when the shard is whole."""
 
     def __init__(self, folder: Path, spec: ShardSpec, report: Callable[[str], None]) -> None:
         self.folder, self.spec, self.report = folder, spec, report
         _remove_orphans(folder)
-        self.entries = self._whole_shards()
-        self.shard = _GrowingArray(self._temporary, spec.dtype)
-        self.table = array("q")  # end and words of each document that ends in the shard being made
-        self.sentences = array("q")  # end of each sentence that ends in it
-        totals = self.entries[-1] if self.entries else _NOTHING_DONE
-        self.n_pieces: int = totals["pieces_done"]
-        self.n_tokens: int = totals["tokens_done"]
-        self.n_bytes: int = totals["bytes_done"]
-        self.fresh: bool  # the next piece begins a document
-        self.words: int  # words of the document so far
-        self.in_word: bool  # its text so far ends inside a word
-        self.fresh, self.words, self.in_word = totals["state"]
+        self.entries = list(_whole_entries(folder, spec))
+        self.n_pieces = self.n_tokens = self.n_bytes = 0  # all that are done
+        self.fresh = True  # the next piece begins a document
+        self.words = 0  # words of the document so far
+        self.in_word = False  # its text so far ends inside a word
+        if self.entries:
+            done = self.entries[-1]
+            self.n_pieces, self.n_tokens, self.n_bytes = done["pieces_done"], done["tokens_done"], done["bytes_done"]
+            self.fresh, self.words, self.in_word = done["state"]
+            report(f"tokenizing goes on after {self.n_tokens:,} tokens that are done")
+        self._begin_shard()
 
-    def _whole_shards(self) -> list[dict[str, Any]]:
-        """Entries of the shards that an earlier, unfinished run left whole."""
-        entries: list[dict[str, Any]] = []
-        while (path := self.folder / f"shard-{len(entries):05d}.json").exists():
-            try:
-                entry = read_json_object(path, DataError)
-                if entry["spec"] != asdict(self.spec) or not _whole(self.folder, entry, self.spec):
-                    break
-            except (DataError, KeyError):
-                break
-            entries.append(entry)
-        if entries:
-            self.report(f"tokenizing goes on after {entries[-1]['tokens_done']:,} tokens that are done")
-        return entries
+    def _begin_shard(self) -> None:
+        self.name = f"shard-{len(self.entries):05d}"
+        # Renamed when whole, since another run may be making the same shard. Its tokens are written as they come.
+        self.temporary = self.folder / f".{self.name}.tmp-{os.getpid()}.npy"
+        self.file = _locked(self.temporary)
+        self.length = 0
+        self._write_header()
+        self.table = array("q")  # end and words of each document that ends in the shard
+        self.sentences = array("q")  # end of each sentence that ends in it
+
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the length to grow, so that it may be written again in place.
+        self.file.seek(0)
+        descr = np.lib.format.dtype_to_descr(self.spec.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
     def run(self, pieces: Iterable[Piece], encode: Encode, segment: Segment) -> None:
         """Tokenize everything, then write the index that makes the folder whole."""
@@ -187,12 +188,13 @@ class _Writer:
                 ids = iter(encode([sentence for sentences in cut for sentence in sentences]))
                 for piece, sentences in zip(group, cut, strict=True):
                     self._add(piece, list(islice(ids, len(sentences))))
-                if len(self.shard) >= SHARD_TOKENS:
+                if self.length >= SHARD_TOKENS:
                     self._finish_shard()
-            if len(self.shard) or not self.entries:
+            if self.length or not self.entries:
                 self._finish_shard()
         finally:
-            self.shard.discard()
+            self.file.close()
+            self.temporary.unlink(missing_ok=True)
         index = {"format": FORMAT, "spec": asdict(self.spec), "n_tokens": self.n_tokens, "n_bytes": self.n_bytes}
         index["shards"] = [{key: e[key] for key in ("name", "n_tokens", *self.spec.files)} for e in self.entries]
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
@@ -205,9 +207,13 @@ class _Writer:
         bos = [self.spec.bos_id] if self.fresh and self.spec.bos_id is not None else []
         eos = [self.spec.eos_id] if piece.last and self.spec.eos_id is not None else []
         row = np.concatenate((bos, *ids, eos)).astype(self.spec.dtype)
-        if self.spec.sentences:
-            self._add_sentences(len(bos), ids, len(row))
-        self.shard.append(row)
+        if self.spec.sentences:  # BOS belongs to the first one, EOS to the last
+            lengths = [len(sentence) for sentence in ids if len(sentence)] or [0] * min(1, len(row))
+            ends = self.n_tokens + len(bos) + np.cumsum(lengths, dtype=np.int64)
+            ends[-1:] = self.n_tokens + len(row)
+            self.sentences.extend(ends.tolist())
+        self.file.write(row.tobytes())
+        self.length += len(row)
         self.n_tokens += len(row)
         self.n_bytes += len(piece.text.encode("utf-8"))
         joined = self.in_word and not piece.text[:1].isspace()  # a word that was cut counts once
@@ -219,82 +225,32 @@ class _Writer:
             self.table.extend((self.n_tokens, self.words))
             self.words, self.in_word = 0, False
 
-    def _add_sentences(self, n_bos: int, ids: list[np.ndarray], n_tokens: int) -> None:
-        """Keep the ends of a piece's sentences; BOS belongs to the first one, EOS to the last."""
-        lengths = np.array([len(sentence) for sentence in ids if len(sentence)], dtype=np.int64)
-        if not len(lengths) and n_tokens:
-            lengths = np.array([0])  # special tokens alone
-        ends = self.n_tokens + n_bos + np.cumsum(lengths)
-        ends[-1:] = self.n_tokens + n_tokens
-        self.sentences.extend(ends.tolist())
-
-    @property
-    def _temporary(self) -> Path:
-        """Where the shard being made stands: renamed when whole, since another run may be making the same one."""
-        return self.folder / f".shard-{len(self.entries):05d}.tmp-{os.getpid()}.npy"
-
     def _finish_shard(self) -> None:
-        name, temporary = f"shard-{len(self.entries):05d}", self._temporary
-        n_tokens = len(self.shard)
-        self.shard.finish()
-        os.replace(temporary, self.folder / f"{name}.npy")
+        self._write_header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.replace(self.temporary, self.folder / f"{self.name}.npy")
+        self.file.close()
         tables = {".docs.npy": np.frombuffer(self.table, dtype=np.int64).reshape(-1, 2)}
         if self.spec.sentences:
             tables[".sents.npy"] = np.frombuffer(self.sentences, dtype=np.int64)
         for suffix, table in tables.items():
-            np.save(temporary, table, allow_pickle=False)
-            fsync_path(temporary)
-            os.replace(temporary, self.folder / f"{name}{suffix}")
+            np.save(self.temporary, table, allow_pickle=False)
+            fsync_path(self.temporary)
+            os.replace(self.temporary, self.folder / f"{self.name}{suffix}")
         entry = {
-            "name": name,
+            "name": self.name,
             "spec": asdict(self.spec),
-            "n_tokens": n_tokens,
-            **{key: sha256_file(self.folder / f"{name}{suffix}") for key, suffix in self.spec.files.items()},
+            "n_tokens": self.length,
+            **{key: sha256_file(self.folder / f"{self.name}{suffix}") for key, suffix in self.spec.files.items()},
             "pieces_done": self.n_pieces,
             "tokens_done": self.n_tokens,
             "bytes_done": self.n_bytes,
             "state": [self.fresh, self.words, self.in_word],
         }
-        write_text(self.folder / f"{name}.json", json.dumps(entry) + "\n")
+        write_text(self.folder / f"{self.name}.json", json.dumps(entry) + "\n")
         self.entries.append(entry)
-        self.shard = _GrowingArray(self._temporary, self.spec.dtype)
-        self.table, self.sentences = array("q"), array("q")
-
-
-class _GrowingArray:
-    """A .npy file of one axis that is written as its rows come; nothing of it is held in memory."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.path, self.dtype = path, dtype
-        self._length = 0
-        self._file = _locked(path)
-        self._write_header()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the length to grow, so that it may be written again in place.
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self._length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, row: np.ndarray) -> None:
-        """Add values at the end."""
-        self._file.write(row.tobytes())
-        self._length += len(row)
-
-    def finish(self) -> None:
-        """Write the length, and force the file onto the disk."""
-        self._file.seek(0)
-        self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def discard(self) -> None:
-        """Take the file away."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._begin_shard()
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -319,9 +275,7 @@ def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:
     """Pieces in groups of about GROUP_BYTES characters, so that the tokenizer's threads have work."""
     group: list[Piece] = []
     size = 0
-    for number, piece in enumerate(pieces):
-        if number < skip:
-            continue
+    for piece in islice(pieces, skip, None):
         group.append(piece)
         size += len(piece.text)
         if size >= GROUP_BYTES:

@@ -8,33 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nlpstack.decode.beam import search
+from nlpstack.decode.beam import Beams
 from nlpstack.decode.cached_batch import CachedBatch
-from nlpstack.decode.filters import choose, row_generator
-from nlpstack.decode.generation import Continuation, Generation, Prompt, Timing, encode_prompts
-from nlpstack.decode.penalties import History, uses_history
+from nlpstack.decode.filters import choose
 from nlpstack.decode.rules import TokenRules
 from nlpstack.decode.sampling import Sampling
+from nlpstack.decode.text import Generation, Prompt, Text, Timing, encode_prompts
 from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
 
 if TYPE_CHECKING:
     from nlpstack.tokenizer.base import Tokenizer
-
-
-class _Row:
-    """One text of a prompt while it is written."""
-
-    def __init__(self, prompt: Prompt, sample: int, tokenizer: "Tokenizer", sampling: Sampling) -> None:
-        self.prompt = prompt
-        self.sample = sample
-        place = (prompt.number - 1, sample) if sample else (prompt.number - 1,)
-        self.generator = row_generator(sampling.seed, *place)
-        self.continuation = Continuation(tokenizer, sampling)
-        self.slides = 0
-
-    def generation(self) -> Generation:
-        return self.continuation.generation(self.prompt, sample=self.sample, slides=self.slides)
 
 
 def decode(
@@ -63,20 +47,17 @@ def decode(
         raise ConfigError(f"text can be streamed for one prompt at a time, not for {len(prompts)}{n_samples}")
     rules = TokenRules(sampling, tokenizer, model)
     encoded = encode_prompts(tokenizer, prompts, model.config.max_seq_len, sampling)
-    timing = Timing()
     together = max(1, batch_size // max(sampling.beams, sampling.samples))
+    timing = Timing()
     generations: list[Generation] = []
     with evaluating(model):
         for start in range(0, len(encoded), together):
             part = encoded[start : start + together]
-            if sampling.beams > 1:
-                generations += search(model, tokenizer, part, rules, timing)
-                if on_text is not None and generations[0].text:
-                    on_text(generations[0].text)
-            else:
-                rows = [_Row(prompt, k, tokenizer, sampling) for prompt in part for k in range(sampling.samples)]
-                _decode(model, part, rows, rules, timing, on_text)
-                generations += [row.generation() for row in rows]
+            texts = Beams(part, rules) if sampling.beams > 1 else _Samples(part, rules, on_text)
+            _write(model, part, texts, timing)
+            generations += texts.generations()
+        if on_text is not None and sampling.beams > 1 and generations[0].text:
+            on_text(generations[0].text)
     return generations, timing
 
 
@@ -92,64 +73,57 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _decode(
-    model: GPT,
-    prompts: list[Prompt],
-    rows: list[_Row],
-    rules: TokenRules,
-    timing: Timing,
-    on_text: Callable[[str], None] | None,
-) -> None:
-    """Continue these rows, the same number for each prompt, together until each has stopped."""
-    sampling, start = rules.sampling, time.perf_counter()
-    history = None
-    with torch.inference_mode():
-        batch = CachedBatch(model, [prompt.tokens for prompt in prompts], sampling.max_new_tokens)
-        logits = batch.prefill()
-        if sampling.samples > 1:  # each prompt was read once; its samples go on from there
-            copies = [n for n in range(len(prompts)) for _ in range(sampling.samples)]
-            batch.keep(copies)
-            logits = logits[copies]
-        if uses_history(sampling):
-            history = History([row.prompt.tokens for row in rows], logits.device)
-        tokens = _choose(logits, rows, rules, history)
+def _write(model: GPT, prompts: list[Prompt], texts: "Beams | _Samples", timing: Timing) -> None:
+    """Go on from these prompts together until every text has ended; the time is added to `timing`."""
+    start = time.perf_counter()
+    batch = CachedBatch(model, [prompt.tokens for prompt in prompts], texts.rules.sampling.max_new_tokens)
+    # Each prompt is read once; its samples go on from there.
+    texts.extend(batch.prefill(copies=len(texts.going) // len(prompts)), batch)
     timing.prefill_tokens += sum(len(prompt.tokens) for prompt in prompts)
     timing.prefill_seconds += time.perf_counter() - start
-    while True:
-        start = time.perf_counter()
-        for row, token, slides in zip(rows, tokens, batch.slides, strict=True):
-            row.slides = slides
-            text = row.continuation.add(token)
-            if text and on_text is not None:
-                on_text(text)
-        going = [n for n, row in enumerate(rows) if row.continuation.stopped_by is None]
-        if not going:
-            timing.decode_seconds += time.perf_counter() - start
-            return
-        with torch.inference_mode():
-            if len(going) < len(rows):
-                batch.keep(going)
-                rows, tokens = [rows[n] for n in going], [tokens[n] for n in going]
-                if history is not None:
-                    history.keep(going)
-            if history is not None:
-                history.add(tokens)
-            tokens = _choose(batch.step(tokens), rows, rules, history)
-        timing.decode_tokens += len(rows)
-        timing.decode_seconds += time.perf_counter() - start
+    start = time.perf_counter()
+    while going := texts.going:
+        texts.extend(batch.step([text.row for text in going], [text.tokens[-1] for text in going]), batch)
+        timing.decode_tokens += len(going)
+    timing.decode_seconds += time.perf_counter() - start
 
 
-def _choose(logits: Tensor, rows: list[_Row], rules: TokenRules, history: History | None) -> list[int]:
-    """The next token of each row, given its logits (B, V)."""
-    sampling, n_new = rules.sampling, len(rows[0].continuation.tokens)
-    allowed = rules.apply(logits, history, n_new)
-    if sampling.no_repeat_ngram:
-        stuck = (allowed == -torch.inf).all(dim=-1).tolist()
+class _Samples:
+    """Texts whose next tokens are the likeliest, or drawn."""
+
+    def __init__(self, prompts: list[Prompt], rules: TokenRules, on_text: Callable[[str], None] | None) -> None:
+        self.rules = rules
+        self.on_text = on_text
+        self.texts = [Text(prompt, rules, n) for prompt in prompts for n in range(rules.sampling.samples)]
+        self.going = self.texts
+
+    def extend(self, logits: Tensor, batch: CachedBatch) -> None:
+        """Add a token to each text that goes on, given its row of logits (B, V)."""
+        for row, (text, token) in enumerate(zip(self.going, self._choose(logits, batch), strict=True)):
+            text.row, text.slides = row, batch.slides[row]
+            added = text.add(token)
+            if added and self.on_text is not None:
+                self.on_text(added)
+        self.going = [text for text in self.going if text.stopped_by is None]
+
+    @torch.inference_mode()
+    def _choose(self, logits: Tensor, batch: CachedBatch) -> list[int]:
+        sampling = self.rules.sampling
+        allowed = self.rules.apply(logits, batch.tokens, batch.new)
+        stuck = (allowed == -torch.inf).all(dim=-1).tolist() if sampling.no_repeat_ngram else []
         if any(stuck):
-            raise rules.nothing_left(rows[stuck.index(True)].prompt.number, n_new)
-    tokens = choose(allowed, sampling, [row.generator for row in rows])
-    if sampling.logprobs:
-        own = logits.double().log_softmax(dim=-1)[range(len(rows)), tokens]
-        for row, logprob in zip(rows, own.tolist(), strict=True):
-            row.continuation.logprobs.append(logprob)
-    return tokens
+            text = self.going[stuck.index(True)]
+            raise ConfigError(
+                f"no_repeat_ngram={sampling.no_repeat_ngram}: after {len(text.tokens):,} new tokens of prompt "
+                f"{text.prompt.number} every token is ruled out; raise no_repeat_ngram, ban less, or write fewer tokens"
+            )
+        tokens = choose(allowed, sampling, [text.generator for text in self.going])
+        if sampling.logprobs:
+            own = logits.double().log_softmax(dim=-1)[range(len(tokens)), tokens]
+            for text, logprob in zip(self.going, own.tolist(), strict=True):
+                text.logprobs.append(logprob)
+        return tokens
+
+    def generations(self) -> list[Generation]:
+        """Every text, each prompt's one after the other."""
+        return [text.generation(n % self.rules.sampling.samples) for n, text in enumerate(self.texts)]

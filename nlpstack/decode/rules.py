@@ -1,11 +1,10 @@
-"""Which tokens may come next: the options that name tokens, resolved for one model."""
+"""Which tokens may come next, and what bias and penalties make of their logits."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nlpstack.decode.penalties import History, penalize
 from nlpstack.decode.sampling import Sampling
 from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
@@ -23,55 +22,106 @@ class TokenRules:
 
     def __init__(self, sampling: Sampling, tokenizer: "Tokenizer", model: GPT) -> None:
         self.sampling = sampling
-        banned = {token_id(token, "banned", tokenizer) for token in sampling.banned}
+        self.tokenizer = tokenizer
+        banned = [token_id(token, "banned", tokenizer) for token in sampling.banned]
         self.forced = [token_id(token, "forced", tokenizer) for token in sampling.forced]
-        biases = _biases(sampling, tokenizer)
-        for name, ids in (("forced", self.forced), ("given a bias", biases)):
+        weight, eos_id = model.unembedding, tokenizer.eos_id
+        self._bias = torch.zeros(
+            len(weight), dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
+        )
+        biased = []
+        for token, bias in sampling.logit_bias.items():
+            biased.append(token_id(token, "logit_bias", tokenizer))
+            if biased[-1] in biased[:-1]:
+                raise ConfigError(f"logit_bias: token {_shown(biased[-1], tokenizer)} is given twice; leave out one")
+            self._bias[biased[-1]] = bias
+        for name, ids in (("forced", self.forced), ("given a bias", biased)):
             if both := [token for token in ids if token in banned]:
                 raise ConfigError(f"token {_shown(both[0], tokenizer)} is banned and {name}; leave out one of the two")
-        _check_end(self.forced, sampling, tokenizer.eos_id)
+        self._check_end(eos_id)
 
-        never = torch.zeros(model.config.vocab_size, dtype=torch.bool)
+        never = torch.zeros(len(weight), dtype=torch.bool)
         never[tokenizer.vocab_size :] = True
-        never[[token for token in tokenizer.special_ids if token != tokenizer.eos_id]] = True
-        never[list(banned)] = True
+        never[[*banned, *(token for token in tokenizer.special_ids if token != eos_id)]] = True
         too_early = never.clone()
-        if sampling.min_new_tokens and tokenizer.eos_id is not None:
-            too_early[tokenizer.eos_id] = True
+        if sampling.min_new_tokens and eos_id is not None:
+            too_early[eos_id] = True
         if never.all() or (too_early.all() and sampling.min_new_tokens > len(self.forced)):
             length = f", and min_new_tokens={sampling.min_new_tokens} rules out the end of text" * (not never.all())
             raise ConfigError(f"banned: no token is left to choose{length}; ban fewer")
-        device, dtype = model.unembedding.device, torch.promote_types(model.unembedding.dtype, torch.float32)
-        self._never, self._too_early = (mask.to(device) if mask.any() else None for mask in (never, too_early))
-        self._bias = None
-        if biases:
-            self._bias = torch.zeros(model.config.vocab_size, dtype=dtype)
-            self._bias[list(biases)] = torch.tensor(list(biases.values()), dtype=dtype)
-            self._bias = self._bias.to(device)
+        self._never, self._too_early = never.to(weight.device), too_early.to(weight.device)
 
-    def apply(self, logits: Tensor, history: History | None, n_new: int) -> Tensor:
-        """Logits (B, V) of the token behind `n_new` new ones, -inf where it may not be chosen.
+    def _check_end(self, eos_id: int | None) -> None:
+        """Refuse a forced end of text that more tokens would have to follow."""
+        if eos_id not in self.forced:
+            return
+        before = self.forced.index(eos_id)
+        if after := len(self.forced) - 1 - before:
+            raise ConfigError(f"forced: token {eos_id} is the end of text, and {after} follow; put it last")
+        if before < self.sampling.min_new_tokens:
+            raise ConfigError(
+                f"forced: token {eos_id}, the end of text, would come before "
+                f"min_new_tokens={self.sampling.min_new_tokens}"
+            )
 
-        `history` is needed where there are penalties. A row may be left without any token by no_repeat_ngram.
+    def apply(self, logits: Tensor, tokens: Tensor, new: Tensor) -> Tensor:
+        """Logits (B, V) of the token behind tokens (B, S), the last of which are new (B, T); -inf rules one out.
+
+        Tokens of -1 are none. A row may be left without any token by no_repeat_ngram.
         """
+        n_new = new.shape[1]
         if n_new < len(self.forced):
-            forced = self.forced[n_new]
             only = torch.full_like(logits, -torch.inf)
-            only[:, forced] = logits[:, forced]
+            only[:, self.forced[n_new]] = logits[:, self.forced[n_new]]
             return only
-        if self._bias is not None:
-            logits = logits + self._bias
-        if history is not None:
-            logits = penalize(logits, history, self.sampling)
         ruled_out = self._too_early if n_new < self.sampling.min_new_tokens else self._never
-        return logits if ruled_out is None else logits.masked_fill(ruled_out, -torch.inf)
+        return penalize(logits + self._bias, tokens, new, self.sampling).masked_fill(ruled_out, -torch.inf)
 
-    def nothing_left(self, number: int, n_new: int) -> ConfigError:
-        """The error for a prompt whose text no token may go on."""
-        return ConfigError(
-            f"no_repeat_ngram={self.sampling.no_repeat_ngram}: after {n_new:,} new tokens of prompt {number} every "
-            "token is ruled out; raise no_repeat_ngram, ban less, or write fewer tokens"
-        )
+
+def penalize(logits: Tensor, tokens: Tensor, new: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (B, V) after all of a Sampling's penalties, -inf for what no_repeat_ngram rules out."""
+    repeated = new if sampling.penalize_prompt is False else tokens
+    counted = tokens if sampling.penalize_prompt else new
+    if sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, repeated, sampling.repetition_penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        logits = penalize_frequency(logits, counted, sampling.frequency_penalty, sampling.presence_penalty)
+    if sampling.no_repeat_ngram:
+        logits = logits.masked_fill(repeated_ngrams(repeated, sampling.no_repeat_ngram, logits), -torch.inf)
+    return logits
+
+
+def counts(tokens: Tensor, like: Tensor) -> Tensor:
+    """How often each row of tokens (B, S) holds each token, (B, V) in the shape and dtype of `like`; -1 is none."""
+    return torch.zeros_like(like).scatter_add_(1, tokens.clamp(min=0), (tokens >= 0).to(like.dtype))
+
+
+def penalize_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Logits (B, V), those of the tokens (B, S) divided by the penalty, or multiplied where negative.
+
+    Keskar et al. 2019, CTRL, section 4.1, with the multiplication that transformers adds.
+    """
+    lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(counts(tokens, logits) > 0, lowered, logits)
+
+
+def penalize_frequency(logits: Tensor, tokens: Tensor, frequency: float, presence: float) -> Tensor:
+    """Logits (B, V) less `frequency` for each time a token occurs among tokens (B, S) and `presence` if it does.
+
+    As OpenAI's API defines frequency_penalty and presence_penalty.
+    """
+    n = counts(tokens, logits)
+    return logits - frequency * n - presence * (n > 0)
+
+
+def repeated_ngrams(tokens: Tensor, n: int, like: Tensor) -> Tensor:
+    """True (B, V), the shape of `like`, at each token that would end n tokens in a row which tokens (B, S) hold."""
+    if tokens.shape[1] < n:
+        return torch.zeros_like(like, dtype=torch.bool)
+    windows = tokens.unfold(1, n, 1)  # (B, S - n + 1, n)
+    begun = (windows[..., :-1] == windows[:, -1:, 1:]).all(dim=-1)  # the last n - 1 tokens stand here too
+    held = begun & (windows >= 0).all(dim=-1)  # (B, S - n + 1)
+    return counts(torch.where(held, windows[..., -1], -1), like) > 0
 
 
 def token_id(token: int | str, option: str, tokenizer: "Tokenizer") -> int:
@@ -102,26 +152,3 @@ def piece(token: int, tokenizer: "Tokenizer") -> str:
 
 def _shown(token: int, tokenizer: "Tokenizer") -> str:
     return f"{token} ({piece(token, tokenizer)!r})"
-
-
-def _biases(sampling: Sampling, tokenizer: "Tokenizer") -> dict[int, float]:
-    biases: dict[int, float] = {}
-    for token, bias in sampling.logit_bias.items():
-        named = token_id(token, "logit_bias", tokenizer)
-        if named in biases:
-            raise ConfigError(f"logit_bias: token {_shown(named, tokenizer)} is given twice; leave out one")
-        biases[named] = bias
-    return biases
-
-
-def _check_end(forced: list[int], sampling: Sampling, eos_id: int | None) -> None:
-    """Refuse a forced end of text that more tokens would have to follow."""
-    if eos_id not in forced:
-        return
-    at = forced.index(eos_id)
-    if at < len(forced) - 1:
-        raise ConfigError(f"forced: token {eos_id} is the end of text, and {len(forced) - 1 - at} follow; put it last")
-    if at < sampling.min_new_tokens:
-        raise ConfigError(
-            f"forced: token {eos_id}, the end of text, would come before min_new_tokens={sampling.min_new_tokens}"
-        )

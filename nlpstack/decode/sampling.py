@@ -1,8 +1,8 @@
 """The options of decoding: which token comes next, and when a text ends."""
 
-from collections.abc import Iterator
 from dataclasses import field
 from difflib import get_close_matches
+from math import inf, ulp
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -28,10 +28,23 @@ Tokens = Annotated[tuple[Token, ...], BeforeValidator(_as_tuple)]
 # What draws, and the values under which each does nothing.
 _DRAWING: dict[str, tuple[float, ...]] = {"temperature": (0, 1), "top_k": (0,), "top_p": (1,), "min_p": (0,)}
 
-# Beyond these, sums of logits and penalties would leave the finite numbers.
-MOST_BIAS = 1000
-MOST_PENALTY = 100
-MOST_LENGTH_PENALTY = 10
+# The least and the most that a number can be, and how that is said. Penalties beyond theirs would make sums of logits
+# leave the finite numbers; so would a larger bias.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "max_new_tokens": (1, inf, "must be at least 1"),
+    "min_new_tokens": (0, inf, "must be at least 0"),
+    "temperature": (0, inf, "must be at least 0; 0 always takes the likeliest token"),
+    "top_k": (0, inf, "must be at least 1, or 0 to keep every token"),
+    "top_p": (ulp(0), 1, "must be above 0 and at most 1; 1 keeps every token"),  # ulp(0): the least number above 0
+    "min_p": (0, 1, "must be at least 0 and at most 1; 0 keeps every token"),
+    "beams": (1, inf, "must be at least 2 for beam search, or 1 for none"),
+    "length_penalty": (-10, 10, "must be between -10 and 10"),
+    "repetition_penalty": (0.01, 100, "must be between 0.01 and 100; 1 is none"),
+    "frequency_penalty": (-100, 100, "must be between -100 and 100"),
+    "presence_penalty": (-100, 100, "must be between -100 and 100"),
+    "no_repeat_ngram": (0, inf, "must be at least 1, or 0 to let everything repeat"),
+    "samples": (1, inf, "must be at least 1"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
@@ -73,70 +86,43 @@ class Sampling:
             sampling = handler(value)
         except ValidationError as error:
             raise ConfigError("; ".join(_in_words(fault) for fault in error.errors())) from None
-        for name, fine, rule in sampling._ranges():
-            if not fine:
-                raise ConfigError(f"{name}={getattr(sampling, name)}: {rule}")
-        sampling._check_texts()
+        sampling._check_values()
         sampling._check_pairs()
         return sampling
 
-    def _ranges(self) -> Iterator[tuple[str, bool, str]]:
-        """Name of a number, whether it is one that can be meant, and which ones can."""
-        yield "max_new_tokens", self.max_new_tokens >= 1, "must be at least 1"
-        yield "min_new_tokens", self.min_new_tokens >= 0, "must be at least 0"
-        yield "temperature", self.temperature >= 0, "must be at least 0; 0 always takes the likeliest token"
-        yield "top_k", self.top_k >= 0, "must be at least 1, or 0 to keep every token"
-        yield "top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1; 1 keeps every token"
-        yield "min_p", 0 <= self.min_p <= 1, "must be at least 0 and at most 1; 0 keeps every token"
-        yield "beams", self.beams >= 1, "must be at least 2 for beam search, or 1 for none"
-        yield "length_penalty", *_within(self.length_penalty, MOST_LENGTH_PENALTY)
-        fine = 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY
-        yield "repetition_penalty", fine, f"must be between {1 / MOST_PENALTY} and {MOST_PENALTY}; 1 is none"
-        yield "frequency_penalty", *_within(self.frequency_penalty, MOST_PENALTY)
-        yield "presence_penalty", *_within(self.presence_penalty, MOST_PENALTY)
-        yield "no_repeat_ngram", self.no_repeat_ngram >= 0, "must be at least 1, or 0 to let everything repeat"
-        yield "samples", self.samples >= 1, "must be at least 1"
-
-    def _check_texts(self) -> None:
-        if "" in self.stop:
-            raise ConfigError("stop='': an empty stop string would end every text before it begins; leave it out")
+    def _check_values(self) -> None:
+        for name, (least, most, rule) in _RANGES.items():
+            value = getattr(self, name)
+            _refuse(not least <= value <= most, f"{name}={value}: {rule}")
+        _refuse("" in self.stop, "stop='': an empty stop string would end every text before it begins; leave it out")
         for token, bias in self.logit_bias.items():
-            if abs(bias) > MOST_BIAS:
-                raise ConfigError(
-                    f"logit_bias {token!r}={bias}: must be between {-MOST_BIAS:,} and {MOST_BIAS:,}; "
-                    "ban or force the token instead"
-                )
+            rule = "must be between -1,000 and 1,000; ban or force the token instead"
+            _refuse(abs(bias) > 1000, f"logit_bias {token!r}={bias}: {rule}")
 
     def _check_pairs(self) -> None:
         """Refuse options that contradict each other, and those that would do nothing."""
-        drawing = {
-            name: getattr(self, name) for name, neutral in _DRAWING.items() if getattr(self, name) not in neutral
-        }
-        drawn = ", ".join(f"{name}={value}" for name, value in drawing.items())
-        if self.beams > 1 and (self.greedy or drawing):
-            with_what = "greedy" if self.greedy else drawn
-            raise ConfigError(f"beams={self.beams} with {with_what}: beam search draws nothing; leave out one side")
-        if self.greedy and drawing:
-            raise ConfigError(f"greedy with {drawn}: greedy always takes the likeliest token; leave out one side")
-        if self.samples > 1 and self.beams == 1 and self.always_likeliest:
-            how = "greedy" if self.greedy else f"temperature={self.temperature}"
-            raise ConfigError(
-                f"samples={self.samples} with {how}: they would all be the same text; draw them, or give beams"
-            )
-        if 1 < self.beams < self.samples:
-            raise ConfigError(f"samples={self.samples} with beams={self.beams}: there are no more texts than beams")
-        if self.beams == 1 and self.length_penalty != 1:
-            raise ConfigError(
-                f"length_penalty={self.length_penalty} without beams: only beam search has one; give beams"
-            )
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError(
-                f"min_new_tokens={self.min_new_tokens} with max_new_tokens={self.max_new_tokens}: raise the latter"
-            )
-        if len(self.forced) > self.max_new_tokens:
-            raise ConfigError(
-                f"forced: {len(self.forced)} tokens do not fit into max_new_tokens={self.max_new_tokens}; raise it"
-            )
+        values = {name: getattr(self, name) for name in _DRAWING}
+        drawn = ", ".join(f"{name}={value}" for name, value in values.items() if value not in _DRAWING[name])
+        beams, samples = f"beams={self.beams}", f"samples={self.samples}"
+        most, least = f"max_new_tokens={self.max_new_tokens}", f"min_new_tokens={self.min_new_tokens}"
+        how = "greedy" if self.greedy else drawn
+        _refuse(self.beams > 1 and how, f"{beams} with {how}: beam search draws nothing; leave out one side")
+        _refuse(
+            self.greedy and drawn, f"greedy with {drawn}: greedy always takes the likeliest token; leave out one side"
+        )
+        how = "greedy" if self.greedy else f"temperature={self.temperature}"
+        _refuse(
+            self.samples > 1 and self.beams == 1 and self.always_likeliest,
+            f"{samples} with {how}: they would all be the same text; draw them, or give beams",
+        )
+        _refuse(1 < self.beams < self.samples, f"{samples} with {beams}: there are no more texts than beams")
+        _refuse(
+            self.beams == 1 and self.length_penalty != 1,
+            f"length_penalty={self.length_penalty} without beams: only beam search has one; give beams",
+        )
+        _refuse(self.min_new_tokens > self.max_new_tokens, f"{least} with {most}: raise the latter")
+        n_forced = len(self.forced)
+        _refuse(n_forced > self.max_new_tokens, f"forced: {n_forced} tokens do not fit into {most}; raise it")
 
     @property
     def always_likeliest(self) -> bool:
@@ -144,8 +130,9 @@ class Sampling:
         return self.greedy or self.temperature == 0
 
 
-def _within(value: float, most: int) -> tuple[bool, str]:
-    return abs(value) <= most, f"must be between {-most} and {most}"
+def _refuse(fault: object, message: str) -> None:
+    if fault:
+        raise ConfigError(message)
 
 
 def _in_words(fault: Any) -> str:

@@ -1,10 +1,99 @@
-"""Tokens' bytes into text that only ever grows, up to the first stop string."""
+"""Prompts, what is written after them, and how long that took."""
 
 import codecs
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from nlpstack.decode.filters import row_generator
+from nlpstack.decode.rules import TokenRules, piece
+from nlpstack.decode.sampling import Sampling
+from nlpstack.errors import DataError
+
+if TYPE_CHECKING:
+    from nlpstack.tokenizer.base import Tokenizer
+
+StoppedBy = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What a model wrote after one prompt."""
+
+    prompt: str
+    sample: int  # which of the prompt's texts it is, from 0; of beam search, the best is 0
+    text: str  # new text only, cut before the stop string
+    tokens: list[int]  # every new token, the end-of-text token and those of the stop string among them
+    pieces: list[str]  # what each token adds to the text; bytes that are no UTF-8 on their own are U+FFFD
+    logprobs: list[float] | None  # of each token, if asked for: nats, of the model's distribution before any option
+    score: float | None  # of a beam: its summed log-probability / (number of tokens ** length_penalty)
+    n_prompt_tokens: int  # with the beginning-of-text token of an empty prompt
+    stopped_by: StoppedBy  # "length": max_new_tokens
+    slides: int  # how often the context was full, and half of it was dropped
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """Where the time went: prompts, to each one's first new token; then all further tokens."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Both parts together."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens per second."""
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_tokens else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """New tokens per second over all rows, without each row's first; every beam is a row."""
+        return self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0
+
+
+class Prompt(NamedTuple):
+    """A text to go on from."""
+
+    number: int  # from 1
+    text: str
+    tokens: list[int]
+
+
+def encode_prompts(tokenizer: "Tokenizer", prompts: Sequence[str], context: int, sampling: Sampling) -> list[Prompt]:
+    """The prompts as tokens; raises DataError for one that the model has no room for, or nothing to start from."""
+    encoded = []
+    for number, text in enumerate(prompts, 1):
+        tokens = tokenizer.encode(text)
+        if not tokens:
+            if tokenizer.bos_id is None:
+                raise DataError(
+                    f"prompt {number} is empty, and the model's tokenizer has no beginning-of-text token to start "
+                    "from; give a prompt"
+                )
+            tokens = [tokenizer.bos_id]
+        needed = len(tokens) + sampling.max_new_tokens if sampling.beams > 1 else len(tokens)
+        if needed > context:
+            fault, holds = f"prompt {number} has {len(tokens):,} tokens", f"the model's context holds {context:,}"
+            shown = f"{text[:40]!r}{'...' * (len(text) > 40)}"
+            if len(tokens) > context:
+                raise DataError(f"{fault}, {holds} (max_seq_len); shorten it: {shown}")
+            raise DataError(
+                f"{fault}, with max_new_tokens={sampling.max_new_tokens} that is {needed:,}, {holds} (max_seq_len), "
+                f"and beam search cannot go beyond it; lower max_new_tokens or shorten the prompt: {shown}"
+            )
+        encoded.append(Prompt(number, text, tokens))
+    return encoded
 
 
 class TextStream:
-    """The text of one row: what is certain comes out, what may still change is held back.
+    """Tokens' bytes into text that only ever grows: what is certain comes out, what may still change is held back.
 
     Held back are the bytes of an unfinished character and what could become a stop string. The first stop string is
     the one complete first, so how the text is cut into tokens does not matter; bytes that are no UTF-8 become U+FFFD.
@@ -19,9 +108,8 @@ class TextStream:
 
     def copy(self) -> "TextStream":
         """A stream that goes on from here on its own."""
-        other = TextStream(self.stop)
-        other.stopped, other.text, other._held = self.stopped, self.text, self._held
-        other._decoder.setstate(self._decoder.getstate())
+        other = copy(self)
+        other._decoder = copy(self._decoder)
         return other
 
     def push(self, data: bytes, *, final: bool = False) -> str:
@@ -30,19 +118,69 @@ class TextStream:
             return ""
         self._held += self._decoder.decode(data, final)
         found = [(start + len(stop), start) for stop in self.stop if (start := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            size = min(found)[1]
-        else:
-            size = len(self._held) - (0 if final else self._possible_stop())
+        self.stopped = bool(found)
+        size = min(found)[1] if found else len(self._held) - (0 if final else self._possible_stop())
         added, self._held = self._held[:size], self._held[size:]
         self.text += added
         return added
 
     def _possible_stop(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        longest = 0
-        for stop in self.stop:
-            sizes = range(min(len(stop) - 1, len(self._held)), longest, -1)
-            longest = next((size for size in sizes if self._held.endswith(stop[:size])), longest)
-        return longest
+        held = self._held
+        begun = (stop[:size] for stop in self.stop for size in range(1, min(len(stop), len(held) + 1)))
+        return max((len(start) for start in begun if held.endswith(start)), default=0)
+
+
+class Text:
+    """One text while it is written: its new tokens, and whether it has ended."""
+
+    def __init__(self, prompt: Prompt, rules: TokenRules, sample: int = 0) -> None:
+        self.prompt = prompt
+        self.sampling, self.tokenizer = rules.sampling, rules.tokenizer
+        self.generator = row_generator(self.sampling.seed, prompt.number - 1, *[sample] * (sample > 0))
+        self.row = 0  # of the batch whose logits its last token was chosen by
+        self.slides = 0
+        self.stream = TextStream(self.sampling.stop)
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.total = 0.0  # of a beam: its summed log-probability, after penalties
+        self.stopped_by: StoppedBy | None = None
+
+    @property
+    def score(self) -> float:
+        """What a beam counts for among the texts of its prompt."""
+        return self.total / float(len(self.tokens) ** self.sampling.length_penalty)
+
+    def copy(self) -> "Text":
+        """A text that goes on from here on its own."""
+        other = copy(self)
+        other.stream, other.tokens, other.logprobs = self.stream.copy(), self.tokens.copy(), self.logprobs.copy()
+        return other
+
+    def add(self, token: int) -> str:
+        """Add a token, note if the text ends here, and return what is certain of it and was not before."""
+        self.tokens.append(token)
+        last = len(self.tokens) == self.sampling.max_new_tokens
+        ended = token == self.tokenizer.eos_id
+        text = self.stream.push(b"" if ended else self.tokenizer.token_bytes(token), final=ended or last)
+        if self.stream.stopped:
+            self.stopped_by = "stop"
+        elif ended or last:
+            self.stopped_by = "eos" if ended else "length"
+        return text
+
+    def generation(self, sample: int) -> Generation:
+        """The text, which has ended, as one of those that were written after the prompt."""
+        assert self.stopped_by is not None
+        return Generation(
+            prompt=self.prompt.text,
+            sample=sample,
+            text=self.stream.text,
+            tokens=self.tokens,
+            pieces=[piece(token, self.tokenizer) for token in self.tokens],
+            logprobs=self.logprobs if self.sampling.logprobs else None,
+            score=self.score if self.sampling.beams > 1 else None,
+            n_prompt_tokens=len(self.prompt.tokens),
+            stopped_by=self.stopped_by,
+            slides=self.slides,
+        )

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from nlpstack.hub.families import family_of
+from nlpstack.hub.families import family_of, model_heads
 from nlpstack.hub.family_tables import FAMILIES
 from nlpstack.model import BERT, LanguageModel
 
@@ -16,9 +16,24 @@ may be false, and may repeat the bias, the private details and the offensive wor
 not use it where people rely on its being right."""
 
 _INTENDED_ENCODER = """\
-For research and experiments, and to be fine-tuned for a task. It writes no text. What it puts in the place of a hidden
-token, and how near its vectors of two texts are, follows what is likely and not what is true, and may repeat the bias
-and the offensive words of the text it was trained on. Do not use it where people rely on its being right."""
+For research and experiments, and to be fine-tuned for a task. It writes no text. What it says of one follows what is
+likely and not what is true, and may repeat the bias and the offensive words of the text it was trained on. Do not use
+it where people rely on its being right."""
+
+# What an encoder with a head is for, and the class of transformers that opens it; the first that a model has counts.
+_TASKS = {
+    "sequence": ("text-classification", "AutoModelForSequenceClassification"),
+    "tokens": ("token-classification", "AutoModelForTokenClassification"),
+    "mlm": ("fill-mask", "AutoModelForMaskedLM"),
+    "nsp": ("feature-extraction", "AutoModelForNextSentencePrediction"),
+}
+_DOES = {
+    "pooler": "gives one vector of the whole",
+    "mlm": "guesses hidden tokens",
+    "nsp": "tells whether one text follows another",
+    "sequence": "gives labels to a text",
+    "tokens": "gives a label to each token",
+}
 
 _TOKENIZER = """\
 `tokenizer.json`, where nlpstack wrote one, gives the same ids as nlpstack for every text that does not spell a special
@@ -27,11 +42,11 @@ token or a byte piece such as `<0x41>`, or contain U+2581."""
 
 def shape_facts(model: LanguageModel) -> dict[str, object]:
     """What a card can say of any model: family, a BERT's heads as `outputs`, parameters and shape."""
-    config = model.config
-    heads = model.heads if isinstance(model, BERT) else ()
+    config, heads = model.config, model_heads(model)
     return {
         "family": family_of(config, heads),
         **({"outputs": heads} if isinstance(model, BERT) else {}),
+        **({"adapts": model.base[0]} if model.base else {}),  # with adapters: the folder of the base
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": config.n_layers,
         "dim": config.dim,
@@ -50,10 +65,10 @@ def model_card(facts: Mapping[str, object]) -> str:
     """
     family, outputs = facts.get("family"), facts.get("outputs")
     heads = tuple(outputs) if isinstance(outputs, tuple | list) else None
-    opens = isinstance(family, str) and family in FAMILIES
-    task = "text-generation" if heads is None else _task(heads)
+    opens = family in FAMILIES
+    task, loader = ("text-generation", "AutoModelForCausalLM") if heads is None else _task(heads)
     front = {
-        "library_name": "transformers" if opens else "nlpstack",
+        "library_name": "nlpstack" if not opens else "peft" if facts.get("adapts") else "transformers",
         "pipeline_tag": task,
         "tags": ["nlpstack", task],
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},
@@ -71,8 +86,7 @@ def model_card(facts: Mapping[str, object]) -> str:
         "## How to load it",
         '```python\nfrom nlpstack import load_model\n\nmodel = load_model("path/to/this/folder")\n```',
     ]
-    if opens:
-        loader = "AutoModelForCausalLM" if heads is None else _loader(heads)
+    if opens and not facts.get("adapts"):
         parts.append(
             f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
             f'model = {loader}.from_pretrained("path/to/this/folder")\n'
@@ -87,21 +101,15 @@ def _description(family: object, heads: tuple[str, ...] | None, *, opens: bool) 
     if heads is None:
         return f"A causal language model{kind}, written by nlpstack: it scores the next token of a text."
     does = ["turns a text, read in both directions, into a vector a token"]
-    does += ["gives one vector of the whole"] * ("pooler" in heads)
-    does += ["guesses hidden tokens"] * ("mlm" in heads)
-    does += ["tells whether one text follows another"] * ("nsp" in heads)
+    does += [what for head, what in _DOES.items() if head in heads]
     return f"An encoder (BERT){kind}, written by nlpstack: it {', '.join(does)}."
 
 
-def _task(heads: tuple[str, ...]) -> str:
-    return "fill-mask" if "mlm" in heads else "feature-extraction"
-
-
-def _loader(heads: tuple[str, ...]) -> str:
-    """The class of transformers that opens a BERT with these heads and loses none that it could keep."""
-    if "nsp" in heads:
-        return "AutoModelForPreTraining" if "mlm" in heads else "AutoModelForNextSentencePrediction"
-    return "AutoModelForMaskedLM" if "mlm" in heads else "AutoModel"
+def _task(heads: tuple[str, ...]) -> tuple[str, str]:
+    """What a BERT with these heads is for, and the class of transformers that loses none of them that it could keep."""
+    if {"mlm", "nsp"} <= set(heads):
+        return "fill-mask", "AutoModelForPreTraining"
+    return next((task for head, task in _TASKS.items() if head in heads), ("feature-extraction", "AutoModel"))
 
 
 def _lines(facts: Mapping[str, object]) -> list[str]:

@@ -3,32 +3,30 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from nlpstack.config import near
 from nlpstack.errors import ModelError
-from nlpstack.hub.family_tables import FAMILIES, INERT, OFF, Family, Json
-from nlpstack.model import TransformerConfig
+from nlpstack.hub.family_tables import FAMILIES, INERT, OFF, REQUIRED, Family, Json
+from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
 _OWN_TWICE = dict.fromkeys(("lm_head.weight", "mlm_head.decoder.weight"), "transformer.tokens.weight")
-_HEAD_MODULES: Mapping[Head, str] = {
-    **{"mlm": "mlm_head", "pooler": "pooler", "nsp": "nsp_head"},
-    **{"sequence": "classifier", "tokens": "classifier"},
-}
+_HEAD_MODULES = dict(mlm="mlm_head", pooler="pooler", nsp="nsp_head", sequence="classifier", tokens="classifier")
 _OF_TOKENS = "ForTokenClassification"  # how such an architecture ends
-_PROBLEMS = {
-    "single": "single_label_classification",
-    "multi": "multi_label_classification",
-    "regression": "regression",
-}
+_PROBLEMS = {"single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression"}
+
+
+def model_heads(model: LanguageModel) -> tuple[Head, ...]:
+    """The heads of a BERT; a GPT has none."""
+    return getattr(model, "heads", ())
 
 
 def family_of(config: TransformerConfig, heads: tuple[Head, ...] = ()) -> str:
@@ -38,17 +36,22 @@ def family_of(config: TransformerConfig, heads: tuple[Head, ...] = ()) -> str:
 
 
 def _fits(family: Family, config: TransformerConfig) -> bool:
-    grouped = "n_kv_heads" in family.keys.values() or config.kv_heads == config.n_heads
+    grouped = "num_key_value_heads" in family.keys or config.kv_heads == config.n_heads
     same = all(getattr(config, name) == value for name, value in family.shape.items())
     enough = all(getattr(config, name) >= least for name, least in family.least.items())
-    pad = not family.after_pad or config.position_offset <= config.vocab_size  # the pad id is one of the vocabulary's
+    pad = "pad_token_id" not in family.keys or 1 <= config.position_offset <= config.vocab_size
     return same and enough and grouped and pad and config.activation in family.activations.values()
 
 
 def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels: Labels | None = None) -> Json:
     """What config.json says of the shape and labels, model_type and architectures included; read_config reads it."""
     name = family_of(config, heads)
-    said = _label_values(labels, heads) if labels else {}
+    said: Json = {}
+    if labels:
+        said["id2label"] = {str(number): label for number, label in enumerate(labels.names)}
+        said["label2id"] = {label: number for number, label in enumerate(labels.names)}
+    if labels and "sequence" in heads:
+        said["problem_type"] = _PROBLEMS[labels.problem]
     if name == OWN:
         architecture = "GPT" if config.causal else "BERT" + _OF_TOKENS * ("tokens" in heads)
         return {"model_type": OWN, "architectures": [architecture], **said, **asdict(config)}
@@ -56,25 +59,25 @@ def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels
     values = {"model_type": name, "architectures": [family.architectures[heads]], **said}
     values |= _family_values(family, config)
     plain = _family_config(family, values, Path("config.json"))
-    rest = {key: value for key, value in _fields(config).items() if value != getattr(plain, key)}
+    rest = {key: value for key, value in asdict(config).items() if value != getattr(plain, key)}
     return {**values, OWN: rest} if rest else values
 
 
 def _family_values(family: Family, config: TransformerConfig) -> Json:
     """The family's own keys."""
-    fields = _fields(config) | {"n_kv_heads": config.kv_heads, "ffn_dim": config.hidden_dim}
+    fields = asdict(config) | {"n_kv_heads": config.kv_heads, "ffn_dim": config.hidden_dim}
     fields["activation"] = next(theirs for theirs, ours in family.activations.items() if ours == config.activation)
-    if family.after_pad:
+    if "pad_token_id" in family.keys:  # positions are counted from its row on
         fields["max_seq_len"] = config.max_seq_len + config.position_offset
         fields["position_offset"] = config.position_offset - 1
-    return {key: fields[name] for key, name in family.keys.items()} | family.fixed(config)
+    return {name: fields[key.field] for name, key in family.keys.items()} | family.fixed(config)
 
 
 def read_config(values: Mapping[str, object], source: Path) -> TransformerConfig:
     """The shape that a config.json asks for; raises ModelError where the core cannot be that."""
     name = values.get("model_type")
     if name == OWN:
-        return _own_config(values, source)
+        return _validated({key: value for key, value in values.items() if key not in INERT}, {}, source)
     if not isinstance(name, str) or name not in FAMILIES:
         raise ModelError(f"{source}: model_type {name!r} is not supported; there are {', '.join([*FAMILIES, OWN])}")
     family = FAMILIES[name]
@@ -84,14 +87,10 @@ def read_config(values: Mapping[str, object], source: Path) -> TransformerConfig
         raise ModelError(f"{source}: {OWN}={extra!r} is not an object")
     if not extra:
         return config
-    full = _validated(_fields(config) | extra, {}, source)
+    full = _validated(asdict(config) | extra, {}, source)
     if not _fits(family, full) or _family_values(family, full) != _family_values(family, config):
         raise ModelError(f"{source}: what stands under '{OWN}' contradicts the rest of the file; save the model again")
     return full
-
-
-def _own_config(values: Mapping[str, object], source: Path) -> TransformerConfig:
-    return _validated({key: value for key, value in values.items() if key not in INERT}, {}, source)
 
 
 def _family_config(family: Family, values: Mapping[str, object], source: Path) -> TransformerConfig:
@@ -99,15 +98,15 @@ def _family_config(family: Family, values: Mapping[str, object], source: Path) -
     given = {key: value for key, value in values.items() if value is not None and key != OWN}
     if "rope_theta" in family.keys:
         given = _plain_rope(given, source)
-    given = {**family.defaults, **given}
-    if missing := [key for key in family.keys if key not in given]:
+    given = {name: key.default for name, key in family.keys.items()} | given
+    if missing := [name for name, value in given.items() if value is REQUIRED]:
         raise ModelError(f"{source}: {', '.join(missing)} missing; copy the file again")
-    fields = {**family.shape, **(_after_pad(given, source) if family.after_pad else {})}
+    fields = {**family.shape, **(_after_pad(given, source) if "pad_token_id" in family.keys else {})}
     names: dict[str, str] = {}  # our field -> the first of their keys for it
-    for key, name in family.keys.items():
-        if given[key] is not None:
-            fields.setdefault(name, given[key])
-            names.setdefault(name, key)
+    for name, key in family.keys.items():
+        if given[name] is not None:
+            fields.setdefault(key.field, given[name])
+            names.setdefault(key.field, name)
     activation = fields["activation"]
     if not isinstance(activation, str) or activation not in family.activations:
         there = ", ".join(family.activations)
@@ -142,20 +141,18 @@ def _after_pad(given: Json, source: Path) -> Json:
 def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source: Path) -> None:
     """Raise ModelError if a key says anything else than the family's config of this shape would."""
     written = _family_values(family, config)
-    for key, value in given.items():
-        if key in written:
-            wanted = written[key]
-            fine = value is None or value == wanted or (key in family.keys and family.keys[key] == "activation")
-        else:
-            wanted = OFF.get(key)
-            fine = key in INERT or value == wanted
-        if fine:
+    activation = {name for name, key in family.keys.items() if key.field == "activation"}  # has several spellings
+    told = OFF | written
+    for name, value in given.items():
+        if value is None or name in (INERT - written.keys()) | activation or value == told.get(name):
             continue
-        if wanted is None:
+        if name not in told:
             raise ModelError(
-                f"{source}: nlpstack does not know {key}={value!r}; if it changes nothing in the model, take it out"
+                f"{source}: nlpstack does not know {name}={value!r}; if it changes nothing in the model, take it out"
             )
-        raise ModelError(f"{source}: {key}={value!r} is not supported; with the other values it has to be {wanted!r}")
+        raise ModelError(
+            f"{source}: {name}={value!r} is not supported; with the other values it has to be {told[name]!r}"
+        )
 
 
 def _plain_rope(given: Json, source: Path) -> Json:
@@ -174,18 +171,12 @@ def _plain_rope(given: Json, source: Path) -> Json:
     return given
 
 
-def _fields(config: TransformerConfig) -> Json:
-    values: Json = asdict(config)
-    return values
-
-
 def _validated(fields: Mapping[str, object], names: Mapping[str, str], source: Path) -> TransformerConfig:
     """The config of our fields; errors speak of the file's keys, which `names` gives by field."""
     known = TransformerConfig.__dataclass_fields__
     for key, value in fields.items():
         if key not in known:
-            close = get_close_matches(key, known, n=1)
-            raise ModelError(f"{source}: unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+            raise ModelError(f"{source}: unknown key '{key}'{near(key, known)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ModelError(f"{source}: {names.get(key, key)}={value} is not a finite number")
     try:
@@ -213,21 +204,20 @@ def layout(family_name: str, names: list[str]) -> list[Stored]:
     if family_name == OWN:
         return [Stored(name, (name,)) for name in names]
     family = FAMILIES[family_name]
-    theirs = {ours[0]: name for name, ours in family.modules.items()}
+    modules = dict(family.modules)
     if {"classifier.weight", "pooler.dense.weight"} <= set(names):
-        theirs |= {ours[0]: name for name, ours in family.of_sequences.items()}
-    stacked = {ours[0]: ours for ours in family.modules.values()}
+        modules |= family.of_sequences
+    places = {ours.split()[0]: (theirs, ours.split()) for theirs, ours in modules.items()}
     found = []
     for name in names:
-        module, _, parameter = name.rpartition(".")
-        number = next(iter(re.findall(r"\.(\d+)\.", module)), "")
-        template = re.sub(r"\.\d+\.", ".N.", module)
-        if template not in theirs:
+        number = "".join(re.findall(r"\.(\d+)\.", name))  # of the block
+        module, _, parameter = re.sub(r"\.\d+\.", ".N.", name).rpartition(".")
+        if module not in places:
             continue  # stacked below the first of its group
-        holds = tuple(f"{ours.replace('.N.', f'.{number}.')}.{parameter}" for ours in stacked[template])
-        place = theirs[template]
-        transposed = place in family.transposed and parameter == "weight"
-        found.append(Stored(f"{place.replace('.N.', f'.{number}.')}.{parameter}", holds, transposed))
+        place, ours = places[module]
+        theirs, *holds = (f"{one}.{parameter}".replace(".N.", f".{number}.") for one in (place, *ours))
+        transposed = parameter == "weight" and place.endswith(family.transposed)
+        found.append(Stored(theirs, tuple(holds), transposed))
     assert {ours for stored in found for ours in stored.holds} == set(names)
     return found
 
@@ -250,32 +240,18 @@ def stored_names(family_name: str, present: list[str]) -> dict[str, str]:
     return {name: there for name, there in full.items() if not re.fullmatch(family.buffers, name)}
 
 
-def bare_prefix(family_name: str, heads: tuple[Head, ...]) -> str:
-    """What the file of a model with these heads leaves out before the full names of its tensors."""
-    family = FAMILIES.get(family_name)
-    return family.prefix if family is not None and family.architectures[heads] == family.core else ""
-
-
 def heads_of(values: Mapping[str, object], names: Iterable[str]) -> tuple[Head, ...]:
     """The heads of which any tensor is among those of these full names; config.json says what a classifier reads."""
     modules = [name.rpartition(".")[0] for name in names]
     if values["model_type"] != OWN:
         family = FAMILIES[str(values["model_type"])]
         ours = {**family.modules, **family.of_sequences}
-        modules = [ours.get(module, ("",))[0] for module in modules]
+        modules = [ours.get(module, "") for module in modules]
     roots = {module.partition(".")[0] for module in modules}
     architectures = values.get("architectures")
     of_tokens = isinstance(architectures, list) and any(str(name).endswith(_OF_TOKENS) for name in architectures)
     other = "sequence" if of_tokens else "tokens"
     return tuple(head for head in ALL_HEADS if _HEAD_MODULES[head] in roots and head != other)
-
-
-def _label_values(labels: Labels, heads: tuple[Head, ...]) -> Json:
-    """What config.json says of labels."""
-    names = dict(enumerate(labels.names))
-    said: Json = {"id2label": {str(number): name for number, name in names.items()}}
-    said["label2id"] = {name: number for number, name in names.items()}
-    return said | ({"problem_type": _PROBLEMS[labels.problem]} if "sequence" in heads else {})
 
 
 def read_labels(values: Mapping[str, object], size: int, source: Path) -> Labels:
@@ -304,3 +280,25 @@ def second_names(family_name: str, planned: Collection[str], *, tied: bool) -> d
         for second, first in twice.items()
         if second not in planned and first in planned and (tied or f"{second.rpartition('.')[0]}.weight" in planned)
     }
+
+
+def check_tensors(
+    file: Path, sizes: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], what: str, mend: str
+) -> None:
+    """Raise ModelError unless a file holds exactly the tensors of the wanted sizes, which `what` asks for."""
+    faults = {
+        "lacks": [name for name in wanted if name not in sizes],
+        "holds what the model has no place for:": [name for name in sizes if name not in wanted],
+        f"does not fit {what}:": [
+            f"{name} {list(sizes[name])} instead of {list(size)}"
+            for name, size in wanted.items()
+            if list(sizes.get(name, size)) != list(size)
+        ],
+    }
+    if found := [f"{fault} {_some(names)}" for fault, names in faults.items() if names]:
+        raise ModelError(f"{file}: {'; '.join(found)}; {mend}")
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

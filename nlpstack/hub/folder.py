@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
@@ -14,22 +15,22 @@ from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
-from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, load_adapter, save_adapter
+from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.hub.families import (
-    Stored,
-    bare_prefix,
+    check_tensors,
     family_of,
     heads_of,
     layout,
+    model_heads,
     read_config,
     read_labels,
     second_names,
     stored_names,
     write_config,
 )
+from nlpstack.hub.family_tables import FAMILIES, Json
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
-from nlpstack.model.heads import Head, Labels
 from nlpstack.model.lora import adapters
 from nlpstack.model.meta import on_meta
 from nlpstack.tokenizer import load_tokenizer
@@ -58,25 +59,21 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
     """
     target = Path(path).resolve()
     _refuse_to_replace(target)
-    if adapters(model):
-        return save_adapter(model, target, model_card(shape_facts(model)) if card is None else card)
-    values = write_config(model.config, _heads(model), getattr(model, "labels", None))
-    _check_tokenizer(model.tokenizer, model.config, values, target)
-    values = _token_ids(model.tokenizer) | values
-    dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
-    values |= {"dtype": dtype, "torch_dtype": dtype}  # its name since transformers 4.56, and before
+    whole = not adapters(model)
+    texts, tensors = _whole_files(model, target) if whole else adapter_files(model)
     with new_folder(target, free_text=frozenset((CARD,))) as folder:
-        _write_json(folder / CONFIG, values)
-        ids = {key: token for key, token in _token_ids(model.tokenizer).items() if token is not None}
-        if ids and isinstance(model, GPT):
-            _write_json(folder / "generation_config.json", ids)
-        save_file(_to_stored(model), folder / WEIGHTS, metadata={"format": "pt"})
-        if model.tokenizer is not None:
+        for name, values in texts.items():
+            _write(folder / name, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        save_file(tensors, folder / (WEIGHTS if whole else ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        if whole and model.tokenizer is not None:
             # An encoder's inputs are framed, and no longer than its position table.
             framed = {"max_length": model.config.max_seq_len, "pairs": True} if isinstance(model, BERT) else {}
             model.tokenizer.save(folder, **framed)
-        text = model_card(shape_facts(model)) if card is None else card
-        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
+        _write(folder / CARD, model_card(shape_facts(model)) if card is None else card)
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _refuse_to_replace(target: Path) -> None:
@@ -89,25 +86,23 @@ def _refuse_to_replace(target: Path) -> None:
         )
 
 
-def _token_ids(tokenizer: object) -> dict[str, object]:
-    """What config.json says of the special tokens; null where there is none, since the families' defaults differ."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
-
-
-def _write_json(path: Path, values: Mapping[str, object]) -> None:
-    path.write_text(
-        json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8", newline="\n"
-    )
-
-
-def _heads(model: LanguageModel) -> tuple[Head, ...]:
-    return model.heads if isinstance(model, BERT) else ()
+def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, Json], dict[str, Tensor]]:
+    """The JSON files of a whole model, by name, and its tensors; ModelError if its tokenizer is another's."""
+    ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
+    values = write_config(model.config, model_heads(model), getattr(model, "labels", None))
+    _check_tokenizer(model.tokenizer, model.config, values, source)
+    dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
+    # Ids that are not there are null, since the families' defaults differ; torch_dtype: until transformers 4.56.
+    texts: dict[str, Json] = {CONFIG: ids | values | {"dtype": dtype, "torch_dtype": dtype}}
+    if isinstance(model, GPT) and (known := {key: token for key, token in ids.items() if token is not None}):
+        texts["generation_config.json"] = known
+    return texts, _to_stored(model)
 
 
 def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
     """The tensors as the model's family stores them."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    family = family_of(model.config, _heads(model))
+    family = family_of(model.config, model_heads(model))
     tensors = {}
     for stored in layout(family, list(state)):
         parts = [state[name] for name in stored.holds]
@@ -116,7 +111,9 @@ def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
     if not model.config.tied:
         for second, first in second_names(family, tensors, tied=False).items():
             tensors[second] = tensors[first].clone()
-    prefix = bare_prefix(family, _heads(model))
+    # The files of BertModel and RobertaModel have the names of the core alone.
+    bare = isinstance(model, BERT) and set(model.heads) <= {"pooler"}
+    prefix = FAMILIES[family].prefix if bare and family in FAMILIES else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
@@ -161,16 +158,15 @@ def weights_hash(path: str | Path) -> str:
 
 def model_folder(path: str | Path) -> Path:
     """The folder that holds a run's model, or the given folder if it holds one; raises ModelError otherwise."""
-    folder = _standing(Path(path))
+    folder = standing(Path(path))
     if not folder.exists():
         raise ModelError(f"{path}: no such file or folder{_near(folder)}")
     if folder.is_file():
-        if folder.suffix in _PICKLES or _is_pickle(folder):
-            raise _pickle_error(folder)
+        _refuse_pickle(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
     if (folder / CONFIG).is_file() or is_adapter(folder):
         return folder
-    inner = _standing(folder / "model")
+    inner = standing(folder / "model")
     if (inner / CONFIG).is_file() or is_adapter(inner):
         return inner
     if (folder / "config.toml").is_file():
@@ -179,10 +175,6 @@ def model_folder(path: str | Path) -> Path:
         )
     _refuse_pickles(folder)
     raise ModelError(f"{path}: holds no model: neither {CONFIG} and {WEIGHTS}, nor a run's model/ folder")
-
-
-def _standing(folder: Path) -> Path:
-    return standing(folder) if folder.name else folder  # '.' and '/' have no name, and are never exchanged
 
 
 def _near(path: Path) -> str:
@@ -210,17 +202,14 @@ def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
     raise ModelError(f"{path}: is exchanged faster than it can be read; try again")
 
 
-def _identity(path: str | Path) -> list[tuple[int, int, int] | None]:
+def _identity(path: str | Path) -> list[tuple[str, int, int, int]]:
     """What stands at a model's or run's folder and beside it; changes whenever one is exchanged."""
-    found: list[tuple[int, int, int] | None] = []
-    for place in (Path(path), Path(path) / "model"):
-        for folder in (place, Path(f"{place}{ASIDE_SUFFIX}")):
-            try:
+    found = []
+    for place in (str(path), str(Path(path) / "model")):
+        for folder in (place, place + ASIDE_SUFFIX):
+            with suppress(OSError):
                 status = os.stat(folder)
-            except OSError:
-                found.append(None)
-            else:
-                found.append((status.st_dev, status.st_ino, status.st_ctime_ns))
+                found.append((folder, status.st_dev, status.st_ino, status.st_ctime_ns))
     return found
 
 
@@ -264,8 +253,7 @@ def _weights_file(folder: Path) -> Path:
     """The folder's weights; raises ModelError if they are missing, in several files, or a pickle."""
     file = folder / (ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS)
     if file.is_file():
-        if _is_pickle(file):
-            raise _pickle_error(file)
+        _refuse_pickle(file)
         return file
     if (folder / _SHARD_INDEX).is_file():
         raise ModelError(f"{folder}: weights in several files ({_SHARD_INDEX}) are not supported; save them in one")
@@ -273,20 +261,21 @@ def _weights_file(folder: Path) -> Path:
     raise ModelError(f"{file}: missing; {_MEND}")
 
 
-def _is_pickle(file: Path) -> bool:
-    with open(file, "rb") as opened:
-        start = opened.read(9)
-    # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
-    return start.startswith(_ZIP_START) or (start.startswith(_PICKLE_START) and start[8:] != b"{")
-
-
 def _refuse_pickles(folder: Path) -> None:
-    if pickles := sorted(entry for entry in folder.iterdir() if entry.suffix in _PICKLES):
-        raise _pickle_error(pickles[0])
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix in _PICKLES:
+            _refuse_pickle(entry)
 
 
-def _pickle_error(file: Path) -> ModelError:
-    return ModelError(
+def _refuse_pickle(file: Path) -> None:
+    """Raise ModelError if a file is a pickle, by its name or by how it begins."""
+    if file.suffix not in _PICKLES:
+        with open(file, "rb") as opened:
+            start = opened.read(9)
+        # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
+        if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
+            return
+    raise ModelError(
         f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; get the model as "
         f"{WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
     )
@@ -318,17 +307,16 @@ def _read_weights(
             raise ModelError(
                 f"{file}: {name} is stored as {kind}, which is not supported; there are {', '.join(_READABLE)}"
             )
-    heads = heads_of(values, present)
-    outputs = [sizes[there][0] for name, there in present.items() if name.endswith(_OUTPUTS)]
-    labels = (
-        read_labels(values, (outputs or [1])[-1], file.parent / CONFIG) if {"sequence", "tokens"} & set(heads) else None
-    )
-    model = _on_meta(config, heads, labels, len(present), file)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    model = _on_meta(config, values, {name: sizes[there] for name, there in present.items()}, file)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     plan = layout(family, list(shapes))
     planned = {stored.name for stored in plan}
     present = _named_once(file, present, second_names(family, planned, tied=config.tied), tied=config.tied)
-    _check_structure(file, plan, shapes, {name: sizes[there] for name, there in present.items()})
+    wanted = {}
+    for stored in plan:
+        size = [sum(shapes[name][0] for name in stored.holds), *shapes[stored.holds[0]][1:]]
+        wanted[stored.name] = size[::-1] if stored.transposed else size
+    check_tensors(file, {name: sizes[there] for name, there in present.items()}, wanted, CONFIG, _MEND)
     for kind in kinds.values() if dtype is None else ():
         dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
     state = {}
@@ -342,20 +330,25 @@ def _read_weights(
 
 
 def _on_meta(
-    config: TransformerConfig, heads: Collection[Head], labels: Labels | None, n_present: int, file: Path
+    config: TransformerConfig, values: Mapping[str, object], sizes: Mapping[str, list[int]], file: Path
 ) -> LanguageModel:
-    """The model without memory for its weights."""
-    if config.n_layers > n_present:  # before a config that lies makes billions of layers
+    """The model without memory for its weights, with the heads whose tensors are among those of these sizes."""
+    source = file.parent / CONFIG
+    if config.n_layers > len(sizes):  # before a config that lies makes billions of layers
         raise ModelError(
-            f"{file}: {n_present} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
+            f"{file}: {len(sizes)} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
         )
-    if not config.causal and {"nsp", "sequence"} & set(heads) and "pooler" not in heads:
-        raise ModelError(f"{file}: holds a head that stands on the pooler, and lacks the pooler; {_MEND}")
+    heads = heads_of(values, sizes)
+    for head, name in (("nsp", "next-sentence head"), ("sequence", "classifier of texts")):
+        if head in heads and "pooler" not in heads and not config.causal:
+            raise ModelError(f"{file}: holds a {name}, but lacks the pooler that it stands on; {_MEND}")
+    outputs = [size[0] for name, size in sizes.items() if name.endswith(_OUTPUTS)]
+    labels = read_labels(values, (outputs or [1])[-1], source) if {"sequence", "tokens"} & set(heads) else None
     try:
         with on_meta():
             return GPT(config) if config.causal else BERT(config, heads=heads, labels=labels)
     except RuntimeError as error:
-        raise ModelError(f"{file.parent / CONFIG}: sizes that no tensor can have; {_MEND}") from error
+        raise ModelError(f"{source}: sizes that no tensor can have; {_MEND}") from error
 
 
 def _named_once(file: Path, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
@@ -373,28 +366,3 @@ def _named_once(file: Path, present: dict[str, str], twice: Mapping[str, str], *
         else:
             present[first] = there
     return present
-
-
-def _check_structure(
-    file: Path, plan: list[Stored], shapes: Mapping[str, torch.Size], sizes: Mapping[str, list[int]]
-) -> None:
-    """Raise ModelError unless the file holds exactly the planned tensors, in the shapes that config.json asks for."""
-    wanted = {}
-    for stored in plan:
-        rows = sum(shapes[name][0] for name in stored.holds)
-        size = [rows, *shapes[stored.holds[0]][1:]]
-        wanted[stored.name] = size[::-1] if stored.transposed else size
-    faults = {
-        "lacks": [name for name in wanted if name not in sizes],
-        "holds what the model has no place for:": [name for name in sizes if name not in wanted],
-        "does not fit config.json:": [
-            f"{name} {sizes[name]} instead of {size}" for name, size in wanted.items() if sizes.get(name, size) != size
-        ],
-    }
-    if found := [f"{fault} {_some(names)}" for fault, names in faults.items() if names]:
-        raise ModelError(f"{file}: {'; '.join(found)}; {_MEND}")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import field
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ class LoRAConfig:
     rank: int = 0  # of each product; 0: no adapters, all weights train
     alpha: float = 16.0  # the product is scaled by alpha / rank
     dropout: float = 0.0  # of what an adapter reads
-    targets: list[str] = ("q_proj", "v_proj")  # type: ignore[assignment]  # names of linear layers of the core
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of linear layers of the core
     rslora: bool = False  # scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023)
     dora: bool = False  # also the length of each row is trained (Liu et al. 2024, DoRA)
 

@@ -1,19 +1,17 @@
 """The tasks: each says how a file becomes a batch, which loss goes with it and which scores."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
-from nlpstack.tasks.classification import Classification
+from nlpstack.tasks.classification import Classification, labels_of
 from nlpstack.tasks.generation import Generation
+from nlpstack.tasks.labelled import Note
 from nlpstack.tasks.masked_lm import MaskedLM
-from nlpstack.tasks.ner import NER
-
-TASKS: dict[str, type[Task]] = {
-    "causal_lm": CausalLM,
-    "masked_lm": MaskedLM,
-    "classification": Classification,
-    "ner": NER,
-    "generation": Generation,
-}
+from nlpstack.tasks.ner import NER, tags_of
+from nlpstack.tokenizer import Tokenizer
 
 __all__ = [
     "NER",
@@ -23,7 +21,47 @@ __all__ = [
     "DocumentLayout",
     "EvalConfig",
     "Generation",
+    "LabelledTask",
     "MaskedLM",
     "Task",
     "TaskConfig",
+    "labelled_task",
+    "labelled_task_of",
+    "task_on",
 ]
+
+TASKS: dict[str, type[Task]] = {
+    "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "classification": Classification,
+    "ner": NER,
+    "generation": Generation,
+}
+LabelledTask = Classification | NER | Generation  # those that a model is fine-tuned for
+
+
+def labelled_task_of(model: LanguageModel, record: Mapping[str, Any]) -> str:
+    """The name of the task that a model was fine-tuned for, by its run's record or its head; empty if for none."""
+    if isinstance(model, BERT):
+        return "classification" if "sequence" in model.heads else "ner" if "tokens" in model.heads else ""
+    return str(record.get("task", {}).get("name", ""))
+
+
+def labelled_task(model: LanguageModel, config: TaskConfig) -> LabelledTask:
+    """The task `config.name` with the model's tokenizer, shape and labels."""
+    if isinstance(model, GPT):
+        return Generation(model.tokenizer, model.config, config)
+    assert model.labels is not None
+    kind = NER if config.name == "ner" else Classification
+    return kind(model.tokenizer, model.config, model.labels, config)
+
+
+def task_on(
+    examples: Sequence[Any], tokenizer: Tokenizer, shape: TransformerConfig, config: TaskConfig, note: Note
+) -> LabelledTask:
+    """The task `config.name` with the labels of training examples."""
+    if config.name == "generation":
+        return Generation(tokenizer, shape, config)
+    if config.name == "ner":
+        return NER(tokenizer, shape, tags_of(examples, note), config)
+    return Classification(tokenizer, shape, labels_of(examples, note), config)

@@ -170,8 +170,15 @@ class Classification:
         most = Counter(example.label for example in train).most_common(1)[0][0]
         return {"accuracy": sum(example.label == most for example in val) / len(val)}
 
-    def predict(self, model: nn.Module, batch: RowBatch) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Of each row the number of its example, and what is said of it: `label` and `probabilities`."""
+    def results(
+        self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
+        device = next(model.parameters()).device
+        for batch in rows.batches(budget):
+            yield from self._told(model, batch.to(device))
+
+    def _told(self, model: nn.Module, batch: RowBatch) -> Iterator[tuple[int, dict[str, Any]]]:
         logits = self._logits(model, batch.batch)
         single = self.labels.problem == "single"
         shares = logits.softmax(dim=1) if single else logits.sigmoid()

@@ -123,17 +123,20 @@ class Frame:
     def _cut(
         self, where: str, first: np.ndarray, second: np.ndarray | None, over: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The texts without the last `over` tokens, taken from the longer one, token by token."""
+        """The texts with `over` tokens fewer, taken from the end of the longer one until both are as long."""
         if not self.truncate:
             raise DataError(
                 f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
                 "shorten it, or cut what is too long with --set task.truncate=true"
             )
         self.n_cut += 1
-        sizes = [len(first), len(second) if second is not None else 0]
-        for _ in range(over):
-            sizes[sizes[1] > sizes[0]] -= 1
-        return first[: sizes[0]], second[: sizes[1]] if second is not None else None
+        if second is None:
+            return first[:-over], None
+        room = len(first) + len(second) - over
+        shorter = min(len(first), len(second), room // 2)
+        if len(first) <= len(second):
+            return first[:shorter], second[: room - shorter]
+        return first[: room - shorter], second[:shorter]
 
     def note_cuts(self, what: str, note: Note) -> None:
         """Say how many texts were cut."""

@@ -1,7 +1,7 @@
 """Entities: a tag for each word, told from the state of its first piece, and decoded over the tags that may follow."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Note, RowBatch, strange_label
 from nlpstack.tokenizer import Tokenizer
 
+TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
 _NEVER = -1e9  # added to the score of a tag that may not stand there
 
 
@@ -217,21 +218,21 @@ class NER:
 
     def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
         """Score a batch."""
-        for example, found, tags in self.decoded(model, batch, metric):
+        for number, found, tags in self._decoded(model, batch, metric):
+            example: TaggedExample = batch.examples[number]
             gold = [self.ids[tag] for tag in example.tags or ()]
             nll = -float(found[np.arange(len(gold)), gold].sum())
             metric.scores.update([self.labels.names[tag] for tag in tags], example.tags or (), nll)
 
-    def decoded(
+    def _decoded(
         self, model: nn.Module, batch: RowBatch, metric: TaggedScores
-    ) -> Iterator[tuple[TaggedExample, np.ndarray, list[int]]]:
-        """Sentences that are whole with this batch: each with log-probabilities (words, C) and decoded tags."""
+    ) -> Iterator[tuple[int, np.ndarray, list[int]]]:
+        """Sentences that are whole with this batch: number, log-probabilities (words, C) and decoded tags."""
         values = self._logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
         for row, value in zip(batch.rows, values, strict=True):
-            example = batch.examples[row.example]
-            done = metric.add(row, value[row.labels[0]], example)
+            done = metric.add(row, value[row.labels[0]], batch.examples[row.example])
             if done is not None:
-                yield example, *done
+                yield row.example, *done
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Decoding, context, tokenizer and dtype of the scores."""
@@ -253,21 +254,29 @@ class NER:
         found = scores.compute("", n_resamples=0, seed=0)
         return {name: found[name].value for name in ("entity_f1", "word_accuracy")}
 
-    def entities(
-        self, words: Sequence[str], tags: list[int], values: np.ndarray, text: str = "", starts: Sequence[int] = ()
-    ) -> tuple[list[str], list[dict[str, Any]]]:
-        """Tags and entities of a sentence: `start` and `end` in characters, `label`, `text` and `score`.
+    def results(
+        self, model: nn.Module, rows: EncodedRows, budget: int, texts: Mapping[int, TextOf] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Of each sentence its number, `tags` and `entities`; `texts` are those that words were cut from, by number.
 
-        `starts` are the places of the words in `text`; without a text they are joined by one space. A score is the
-        mean probability of the tags of the entity's words, each taken by itself.
+        An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of
+        its words, each taken by itself. Words without a text are joined by one space.
         """
+        metric, device = self.metric(), next(model.parameters()).device
+        for batch in rows.batches(budget):
+            for number, values, tags in self._decoded(model, batch.to(device), metric):
+                words = rows.examples[number].words
+                joined = " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
+                yield number, self.entities(words, tags, values, (texts or {}).get(number, joined))
+
+    def entities(self, words: Sequence[str], tags: list[int], values: np.ndarray, text_of: TextOf) -> dict[str, Any]:
+        """`tags` and `entities` of a sentence with log-probabilities (words, C)."""
         names = [self.labels.names[tag] for tag in tags]
         shares = np.exp(values[np.arange(len(tags)), tags])
-        text = text or " ".join(words)
-        starts = starts or np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
+        text, starts = text_of
         found = []
         for kind, first, stop in entity_spans(names):
             start, end = starts[first], starts[stop - 1] + len(words[stop - 1])
             score = float(shares[first:stop].mean())
             found.append({"start": start, "end": end, "label": kind, "text": text[start:end], "score": score})
-        return names, found
+        return {"tags": names, "entities": found}

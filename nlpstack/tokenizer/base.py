@@ -1,6 +1,7 @@
 """What every tokenizer offers, and the settings of those we train."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,6 +14,9 @@ from nlpstack.errors import DataError
 Kind = Literal["unigram", "bpe", "char"]
 
 DEFAULT_VOCAB_SIZE = 8192
+ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")  # of special tokens
+SPACE = "\u2581"  # what SentencePiece writes for a space, and hence cannot tell from one
+BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -33,70 +37,73 @@ class TokenizerConfig:
 class Tokenizer(Protocol):
     """Turns text into ids and back; an id that the tokenizer does not have is None."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids; they run from 0."""
+    vocab_size: int  # ids run from 0
+    pad_id: int | None  # fills up a batch
+    unk_id: int | None  # stands for what has no piece
+    bos_id: int | None  # begins a text
+    eos_id: int | None  # ends a text
+    cls_id: int | None  # begins a BERT input; its hidden state stands for the whole
+    sep_id: int | None  # ends each segment of a BERT input
+    mask_id: int | None  # hides a token that is to be guessed
+    mask_token: str | None  # the spelling of the mask
+    special_ids: frozenset[int]  # these, and others that are no text: they decode to nothing; text gives unk_id at most
+    hash: str  # SHA-256 of the bytes that define the tokenizer, as hexadecimal digits
 
-    @property
-    def pad_id(self) -> int | None:
-        """Fills up a batch."""
-
-    @property
-    def unk_id(self) -> int | None:
-        """Stands for what has no piece."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """Begins a text."""
-
-    @property
-    def eos_id(self) -> int | None:
-        """Ends a text."""
-
-    @property
-    def cls_id(self) -> int | None:
-        """Begins a BERT input; its hidden state stands for the whole."""
-
-    @property
-    def sep_id(self) -> int | None:
-        """Ends each segment of a BERT input."""
-
-    @property
-    def mask_id(self) -> int | None:
-        """Hides a token that is to be guessed."""
-
-    @property
-    def mask_token(self) -> str | None:
-        """The spelling of the mask."""
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """The ids above, and others that are no text: they decode to nothing, and only unk_id ever encodes any."""
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the bytes that define the tokenizer, as hexadecimal digits."""
+    _pieces: list[str]  # the spelling of each id
+    _space: str = SPACE  # begins a piece that begins a word, unless
+    _inner: str = ""  # this begins one that does not
+    _newline: str = "\n"  # the spelling of a line end
+    _byte_of: dict[str, int] = BYTE_PIECES  # the spellings of single bytes
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special ids."""
+        """The ids of a text, without special ids but unk_id; raises DataError on a lone surrogate."""
 
     def encode_batch(self, texts: Sequence[str], *, threads: int) -> list[np.ndarray]:
         """The ids of each text as an int32 array."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids; special ids give nothing, bytes that are not UTF-8 become U+FFFD."""
+
+    def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
+        """Write the tokenizer's files; those of ours tell Hugging Face's libraries more.
+
+        `max_length` is the model's longest input in tokens; with `pairs` those libraries put [CLS] and [SEP] around
+        texts and pairs of texts, as a BERT wants.
+        """
 
     def piece(self, token: int) -> str:
         """How the vocabulary spells an id, its word mark included."""
+        return self._pieces[token]
 
     def token_bytes(self, token: int) -> bytes:
-        """What an id contributes to the UTF-8 of a text."""
+        """What an id contributes to the UTF-8 of a text: nothing for a special id, no space for BERT's pieces."""
+        return self._bytes[token]
 
     def word_ids(self, ids: np.ndarray) -> np.ndarray:
         """The number, from 0, of the word that each id (T,) belongs to; -1 at special ids; int64 (T,)."""
+        check_ids(ids, self.vocab_size)
+        begins, closes, special = (marks[ids] for marks in self._word_marks)
+        begins[:1] = True
+        begins[1:] |= closes[:-1]
+        return np.where(special, -1, np.cumsum(begins & ~special, dtype=np.int64) - 1)
 
-    def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
-        """Write the tokenizer's files; of one of ours, with `pairs`, Hugging Face's libraries read a BERT's input."""
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return [b"" if token in self.special_ids else self._spelled(piece) for token, piece in enumerate(self._pieces)]
+
+    def _spelled(self, piece: str) -> bytes:
+        units = [piece] if piece in BYTE_PIECES else piece
+        if all(unit in self._byte_of for unit in units):
+            return bytes(self._byte_of[unit] for unit in units)
+        return (piece.removeprefix(self._inner) if self._inner else piece.replace(SPACE, " ")).encode()
+
+    @cached_property
+    def _word_marks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Does a word begin with the id; does one with whatever follows it; is the id in no word: bool (V,)."""
+        pieces, starts = self._pieces, (self._space, self._newline)
+        begins = [not piece.startswith(self._inner) if self._inner else piece.startswith(starts) for piece in pieces]
+        special = np.isin(np.arange(len(pieces)), list(self.special_ids))
+        return np.array(begins, bool), special | [piece.endswith(self._newline) for piece in pieces], special
 
 
 def utf8(text: str) -> bytes:
@@ -109,3 +116,11 @@ def utf8(text: str) -> bytes:
             f"character {error.start:,} of the text is U+{code_point:04X}, a lone surrogate, which UTF-8 cannot hold; "
             "remove it or read the file as UTF-8"
         ) from error
+
+
+def check_ids(ids: np.ndarray | Sequence[int], vocab_size: int) -> None:
+    """Raise DataError naming the first id that is not in the vocabulary."""
+    array = np.asarray(ids)
+    if array.size and not 0 <= array.min() <= array.max() < vocab_size:
+        wrong = array[(array < 0) | (array >= vocab_size)][0]
+        raise DataError(f"id {wrong} is not in the vocabulary, which ends at {vocab_size - 1}")

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import numpy as np
 
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object
-from nlpstack.tokenizer.base import utf8
-from nlpstack.tokenizer.layout import SPACE
-from nlpstack.tokenizer.words import WordMarks, check_ids, number_words, word_marks
+from nlpstack.tokenizer.base import BYTE_PIECES, ROLES, SPACE, Tokenizer, check_ids, utf8
 
 JSON_FILE, VOCAB_FILE = "tokenizer.json", "vocab.txt"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
-_ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 # What their tokens are called where no file says it: in BERT; RoBERTa and Llama; GPT-2.
 _USUAL = "[PAD] <pad>", "[UNK] <unk>", "<s> <|endoftext|>", "</s> <|endoftext|>", "[CLS]", "[SEP]", "[MASK] <mask>"
 
@@ -27,11 +23,10 @@ _USUAL = "[PAD] <pad>", "[UNK] <unk>", "<s> <|endoftext|>", "</s> <|endoftext|>"
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
-_BYTE_PIECES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 _MEND = "copy the folder again"
 
 
-class PublishedTokenizer:
+class PublishedTokenizer(Tokenizer):
     """The tokenizer.json or vocab.txt of a folder; a special token's spelling in a text is plain text."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,22 +57,20 @@ class PublishedTokenizer:
             if spelling not in ids:
                 where = " or ".join(_SETTINGS)
                 raise ModelError(f"{file}: lacks {spelling!r}, the folder's {role}_token; correct {where}")
-        by_role = [ids[roles[role]] if role in roles else None for role in _ROLES]
+        by_role = [ids[roles[role]] if role in roles else None for role in ROLES]
         self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.cls_id, self.sep_id, self.mask_id = by_role
         self.mask_token = roles.get("mask")
         self.special_ids = frozenset(ids[spelling] for spelling in special)
         self.vocab_size = max(ids.values(), default=-1) + 1
-        self._pieces = [""] * self.vocab_size
-        for piece, token in ids.items():
-            self._pieces[token] = piece
+        spelled = {token: piece for piece, token in ids.items()}
+        self._pieces = [spelled.get(token, "") for token in range(self.vocab_size)]
         self._read_style(file, spec, found)
 
     def _read_style(self, file: Path, spec: dict[str, Any], plain: dict[str, int]) -> None:
         """How pieces spell bytes and words; raises ModelError where that cannot be told, or text would be lost."""
         model = spec["model"]
         around = json.dumps([spec["normalizer"], spec["pre_tokenizer"], spec["decoder"]], ensure_ascii=False)
-        self._space, self._newline, self._inner = SPACE, "\n", ""
-        self._byte_of = _BYTE_PIECES if model.get("byte_fallback") else {}
+        self._byte_of = BYTE_PIECES if model.get("byte_fallback") else {}
         if '"ByteLevel"' in around:
             self._space, self._newline, self._byte_of = "\u0120", "\u010a", _BYTE_OF
         elif SPACE not in around:
@@ -107,32 +100,6 @@ class PublishedTokenizer:
         check_ids(ids, self.vocab_size)
         return str(self._library.decode([token for token in ids if token not in self.special_ids]))
 
-    def piece(self, token: int) -> str:
-        """How the vocabulary spells an id, its word mark included."""
-        return self._pieces[token]
-
-    def token_bytes(self, token: int) -> bytes:
-        """What an id contributes to the UTF-8 of a text: nothing for a special id, no space for BERT's pieces."""
-        return self._bytes[token]
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        return [b"" if token in self.special_ids else self._spelled(piece) for token, piece in enumerate(self._pieces)]
-
-    def _spelled(self, piece: str) -> bytes:
-        units = [piece] if piece in _BYTE_PIECES else piece
-        if all(unit in self._byte_of for unit in units):
-            return bytes(self._byte_of[unit] for unit in units)
-        return (piece.removeprefix(self._inner) if self._inner else piece.replace(SPACE, " ")).encode()
-
-    def word_ids(self, ids: np.ndarray) -> np.ndarray:
-        """The number, from 0, of the word that each id belongs to; -1 at special ids."""
-        return number_words(ids, self._marks)
-
-    @cached_property
-    def _marks(self) -> WordMarks:
-        return word_marks(self._pieces, self.special_ids, self._space, self._newline, self._inner)
-
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write the files that were read, byte for byte, whatever `max_length` and `pairs` are."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +111,7 @@ def _role_tokens(said: list[dict[str, Any]], known: Iterable[str]) -> dict[str, 
     """The spelling of each role's token: as the folder's files say, else a usual one that is known."""
     known = set(known)
     found: dict[str, Any] = {}
-    for role, names in zip(_ROLES, _USUAL, strict=True):
+    for role, names in zip(ROLES, _USUAL, strict=True):
         usual = next((name for name in names.split() if name in known), None)
         token = next(filter(None, (values.get(f"{role}_token") for values in said)), usual)
         found[role] = token.get("content") if isinstance(token, dict) else token

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,9 @@ import sentencepiece as spm
 
 from nlpstack.errors import ModelError
 from nlpstack.files import write_text
-from nlpstack.tokenizer import export
-from nlpstack.tokenizer.base import utf8
-from nlpstack.tokenizer.layout import FIRST_BYTE_ID, FIXED_PIECES, N_FIXED, SPACE, SPECIALS
-from nlpstack.tokenizer.proto import model_kind
-from nlpstack.tokenizer.words import WordMarks, check_ids, number_words, word_marks
+from nlpstack.tokenizer.base import SPACE, Tokenizer, check_ids, utf8
+from nlpstack.tokenizer.export import tokenizer_config, tokenizer_json
+from nlpstack.tokenizer.proto import FIRST_BYTE_ID, FIXED_PIECES, N_FIXED, SPECIALS, model_kind
 
 MODEL_FILE = "tokenizer.model"
 
@@ -30,7 +29,7 @@ class ForeignModelError(ModelError):
     """A SentencePiece model of others."""
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model whose decode(encode(text)) is the text, for every text that UTF-8 can hold."""
 
     pad_id, unk_id, bos_id, eos_id, cls_id, sep_id, mask_id = range(len(SPECIALS))
@@ -56,8 +55,6 @@ class SentencePieceTokenizer:
         self.hash = hashlib.sha256(model).hexdigest()
         self.vocab_size = len(self._pieces)
         self._model = model
-        learned = [piece.replace(SPACE, " ").encode() for piece in self._pieces[N_FIXED:]]
-        self._bytes = [b""] * len(SPECIALS) + [b"\n"] + [bytes([byte]) for byte in range(256)] + learned
 
     def _fault(self) -> str:
         """What keeps the model from being one of ours; empty if nothing does."""
@@ -78,55 +75,31 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special ids; raises DataError on a lone surrogate."""
-        utf8(text)
-        if len(text) <= CHUNK and SPACE not in text:
-            ids: list[int] = self._processor.Encode(text)
-            return ids
-        return [token for chunk in self._chunks(text) for token in self._encode_chunk(chunk)]
-
-    def _encode_chunk(self, chunk: str) -> list[int]:
-        return _SPACE_IDS if chunk == SPACE else self._processor.Encode(chunk)
+        rows = (_SPACE_IDS if chunk == SPACE else self._processor.Encode(chunk) for chunk in self._chunks(text))
+        return list(chain.from_iterable(rows))
 
     def encode_batch(self, texts: Sequence[str], *, threads: int) -> list[np.ndarray]:
         """The ids of each text as an int32 array, `threads` chunks of text at a time."""
-        chunks: list[str] = []
-        counts = []
-        for text in texts:
-            utf8(text)
-            before = len(chunks)
-            chunks += self._chunks(text)
-            counts.append(len(chunks) - before)
-        plain = ["" if chunk == SPACE else chunk for chunk in chunks]
-        arrays: list[np.ndarray] = self._processor.Encode(plain, num_threads=threads, return_type="numpy")
-        for at, chunk in enumerate(chunks):
-            if chunk == SPACE:
-                arrays[at] = np.array(_SPACE_IDS, np.int32)
-        ends = np.cumsum([0, *counts]).tolist()
-        empty = np.empty(0, np.int32)
-        return [np.concatenate([empty, *arrays[start:end]]) for start, end in pairwise(ends)]
+        rows = [list(self._chunks(text)) for text in texts]
+        plain = [chunk for row in rows for chunk in row if chunk != SPACE]
+        arrays = iter(self._processor.Encode(plain, num_threads=threads, return_type="numpy"))
+        space, empty = np.array(_SPACE_IDS, np.int32), np.empty(0, np.int32)
+        return [np.concatenate([empty, *(space if chunk == SPACE else next(arrays) for chunk in row)]) for row in rows]
 
     def _chunks(self, text: str) -> Iterator[str]:
         """Parts that encode, one by one, to the ids of the whole; each U+2581 is a part of its own."""
-        for number, span in enumerate(text.split(SPACE)):
-            if number:
-                yield SPACE
+        utf8(text)
+        for span in re.split(f"({SPACE})", text):
             start = 0
             while len(span) - start > CHUNK:
-                cut = self._cut(span, start)
+                # The last place within CHUNK characters, else the first one after them, that no piece can cross.
+                stop = start + CHUNK
+                places = chain(range(stop, start, -1), range(stop + 1, len(span)))
+                cut = next((at for at in places if span[at - 1 : at + 1] not in self._inside), len(span))
                 yield span[start:cut]
                 start = cut
             if start < len(span):
                 yield span[start:]
-
-    def _cut(self, span: str, start: int) -> int:
-        """The last place within CHUNK characters, else the first one after them, that no piece can cross."""
-        stop = start + CHUNK + 1
-        cut = max(span.rfind(" ", start + 1, stop), span.rfind("\n", start + 1, stop))  # no piece holds one inside
-        if cut > 0:
-            return cut
-        inside = self._inside
-        places = chain(range(stop - 1, start, -1), range(stop, len(span)))
-        return next((at for at in places if span[at - 1 : at + 1] not in inside), len(span))
 
     @cached_property
     def _inside(self) -> frozenset[str]:
@@ -140,33 +113,13 @@ class SentencePieceTokenizer:
         check_ids(ids, self.vocab_size)
         return b"".join([self._bytes[token] for token in ids]).decode(errors="replace")
 
-    def piece(self, token: int) -> str:
-        """How the vocabulary spells an id, its word mark included."""
-        return self._pieces[token]
-
-    def token_bytes(self, token: int) -> bytes:
-        """What an id contributes to the UTF-8 of a text: nothing for a special id."""
-        return self._bytes[token]
-
-    def word_ids(self, ids: np.ndarray) -> np.ndarray:
-        """The number, from 0, of the word that each id belongs to; -1 at special ids. A line end is a word."""
-        return number_words(ids, self._marks)
-
-    @cached_property
-    def _marks(self) -> WordMarks:
-        return word_marks(self._pieces, self.special_ids, SPACE, "\n", "")
-
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
-        """Write tokenizer.model, and tokenizer.json and tokenizer_config.json for Hugging Face's libraries.
-
-        `max_length` is the model's longest input in tokens; with `pairs` those libraries put [CLS] and [SEP] around
-        texts and pairs of texts, as a BERT wants.
-        """
+        """Write tokenizer.model, and tokenizer.json and tokenizer_config.json for Hugging Face's libraries."""
         folder.mkdir(parents=True, exist_ok=True)
         scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
         (folder / MODEL_FILE).write_bytes(self._model)
         for name, value in (
-            ("tokenizer.json", export.tokenizer_json(self.kind, self._pieces, scores, pairs=pairs)),
-            ("tokenizer_config.json", export.tokenizer_config(max_length, pairs=pairs)),
+            ("tokenizer.json", tokenizer_json(self.kind, self._pieces, scores, pairs=pairs)),
+            ("tokenizer_config.json", tokenizer_config(max_length, pairs=pairs)),
         ):
             write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

@@ -4,14 +4,13 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sentencepiece as spm
 
 from nlpstack.errors import ConfigError, DataError
-from nlpstack.tokenizer.base import Kind, TokenizerConfig, utf8
-from nlpstack.tokenizer.layout import N_FIXED, SPACE, SPECIALS
-from nlpstack.tokenizer.proto import exact_model
+from nlpstack.tokenizer.base import ROLES, SPACE, Kind, TokenizerConfig, utf8
+from nlpstack.tokenizer.proto import N_FIXED, SPECIALS, exact_model
 from nlpstack.tokenizer.sentencepiece import SentencePieceTokenizer
 
 Report = Callable[[str], None]
@@ -25,10 +24,7 @@ MAX_LINE = 4192  # bytes; SentencePiece skips longer lines
 RESERVED = "\0\t\r\u2581\u2585"
 _RESERVED = re.compile("|".join(RESERVED).encode())
 # It blanks what spells a special token or a byte piece. Cut behind its first character, that is text like any other.
-_SPELLED = re.compile(
-    b"|".join([re.escape(name[:1]) + b"(?=" + re.escape(name[1:]) + b")" for name in map(str.encode, SPECIALS)])
-    + b"|<(?=0x[0-9A-F]{2}>)"
-)
+_SPELLED = re.compile(f"(?={'|'.join(map(re.escape, SPECIALS))}|<0x[0-9A-F]{{2}}>).".encode())
 
 CUTS = {
     "reserved": f"characters that SentencePiece reserves ({', '.join(f'U+{ord(c):04X}' for c in RESERVED)}) "
@@ -67,8 +63,7 @@ def train_tokenizer(
         )
     counts: Counter[str] = Counter()
     sentences = _sentences(sample.blocks, counts)
-    model = _train(sentences, config.kind, config.vocab_size, config.character_coverage)
-    tokenizer = SentencePieceTokenizer(exact_model(model, config.kind))
+    tokenizer = _train(sentences, config.kind, config.vocab_size, config.character_coverage)
     for what, line in CUTS.items():
         if counts[what]:
             say(f"tokenizer: {counts[what]:,} {line}")
@@ -93,42 +88,38 @@ def _train_char(texts: Iterable[str], config: TokenizerConfig, say: Report) -> S
     reserved = sum(counts.pop(character, 0) for character in RESERVED)
     del counts["\n"]
     counts[" "] += 1  # SentencePiece writes it as U+2581, which it must know
-    size = config.vocab_size
-    if size is not None and size <= N_FIXED:
+    most = N_FIXED + len(counts)
+    size = config.vocab_size or most
+    if size <= N_FIXED:
         raise _too_small(size, N_FIXED + 1)
-    if size is not None and size > N_FIXED + len(counts):
-        raise _too_large(size, N_FIXED + len(counts))
-    n_kept = len(counts) if size is None else size - N_FIXED
-    others = sorted(counts.keys() - {" "}, key=lambda character: (-counts[character], character))
-    kept = sorted([" ", *others[: n_kept - 1]])
+    if size > most:
+        raise _too_large(size, most)
+    ranked = sorted(counts, key=lambda character: (character != " ", -counts[character], character))
+    kept, rare = ranked[: size - N_FIXED], ranked[size - N_FIXED :]
     if reserved:
         say(f"tokenizer: {reserved:,} {CUTS['reserved']}")
-    if rare := others[n_kept - 1 :]:
+    if rare:
         say(
             f"tokenizer: the {len(rare):,} rarest characters, {sum(counts[character] for character in rare):,} in all, "
             f"are encoded as bytes (tokenizer.vocab_size={size})"
         )
-    lines = ["".join(kept[at : at + 1000]).encode() for at in range(0, len(kept), 1000)]  # 1,000 are under MAX_LINE
-    return SentencePieceTokenizer(exact_model(_train(lines, "char", N_FIXED + n_kept, 1.0), "char"))
+    return _train(_cut("".join(sorted(kept)).encode(), MAX_LINE), "char", size, 1.0)
 
 
 def sample_text(texts: Iterable[str], limit: int) -> Sample:
     """At most `limit` bytes of the text, in blocks that are spread evenly over all of it."""
     block_size = max(64, min(MAX_BLOCK, limit // 64))
     blocks: list[bytes] = []
-    size = total = n_seen = 0
-    stride = 1
-    for text in texts:
-        for block in _cut(utf8(text), block_size):
-            total += len(block)
-            if n_seen % stride == 0:
-                blocks.append(block)
-                size += len(block)
-            n_seen += 1
-            if size > limit:
-                blocks = blocks[::2]
-                stride *= 2
-                size = sum(map(len, blocks))
+    size, total, stride = 0, 0, 1
+    for number, block in enumerate(block for text in texts for block in _cut(utf8(text), block_size)):
+        total += len(block)
+        if number % stride == 0:
+            blocks.append(block)
+            size += len(block)
+        if size > limit:
+            blocks = blocks[::2]
+            stride *= 2
+            size = sum(map(len, blocks))
     return Sample(blocks, size, total, stride)
 
 
@@ -159,10 +150,12 @@ def _sentences(blocks: list[bytes], counts: Counter[str]) -> Iterator[bytes]:
             yield from _cut(line, MAX_LINE)
 
 
-def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: float) -> bytes:
-    """The serialized model, as SentencePiece makes it; it draws nothing at random, as no sentences are sampled."""
+def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: float) -> SentencePieceTokenizer:
+    """What SentencePiece makes of the sentences; it draws nothing at random, as it takes all of them."""
     model = io.BytesIO()
-    pad, unk, bos, eos, *others = SPECIALS
+    special: dict[str, Any] = {}
+    for token, role in enumerate(ROLES[:4]):
+        special |= {f"{role}_id": token, f"{role}_piece": SPECIALS[token]}
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -177,15 +170,8 @@ def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: fl
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
             byte_fallback=True,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece=pad,
-            unk_piece=unk,
-            bos_piece=bos,
-            eos_piece=eos,
-            control_symbols=others,
+            **special,
+            control_symbols=list(SPECIALS[4:]),
             user_defined_symbols=["\n"],
             minloglevel=3,
         )
@@ -199,7 +185,7 @@ def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: fl
         raise
     if vocab_size <= N_FIXED:
         raise _too_small(vocab_size, N_FIXED + 1)
-    return model.getvalue()
+    return SentencePieceTokenizer(exact_model(model.getvalue(), kind))
 
 
 def _too_large(size: int, most: int) -> ConfigError:

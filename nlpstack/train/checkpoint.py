@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nlpstack.errors import CheckpointError
-from nlpstack.files import fsync_path, new_folder, read_json_object, remove_leftovers, verify_manifest
+from nlpstack.files import new_folder, read_json_object, remove_leftovers, verify_manifest
 from nlpstack.hub.tensors import read_tensors, write_tensors
 
 KEPT = 2  # the newest ones, beside the best
@@ -53,20 +53,19 @@ class Checkpoints:
         """The newest checkpoint that is whole, after naming the damaged ones passed over; None if there is none."""
         if self.folder.exists():
             remove_leftovers(self.folder)
-        damaged = []
+        damaged: dict[int, CheckpointError] = {}
         for step in reversed(self.steps()):
             try:
                 checkpoint = self.load(step)
             except CheckpointError as error:
-                damaged.append(str(error))
+                damaged[step] = error
                 continue
-            for text in damaged:
-                note(f"damaged checkpoint passed over: {text}")
-            for later in (s for s in self.steps() if s > step):
+            for later, fault in damaged.items():
+                note(f"damaged checkpoint passed over: {fault}")
                 shutil.rmtree(self.path(later))
             return checkpoint
-        if damaged:
-            raise CheckpointError(f"no checkpoint is whole: {damaged[0]}; start again with --overwrite")
+        for fault in damaged.values():
+            raise CheckpointError(f"no checkpoint is whole: {fault}; start again with --overwrite")
         return None
 
     def load(self, step: int) -> Checkpoint:
@@ -80,14 +79,6 @@ class Checkpoints:
         return Checkpoint(model, optimizer, read_json_object(folder / "state.json", CheckpointError))
 
 
-def fsync_file(path: Path) -> int:
-    """Force a file onto the disk; its length in bytes comes back, 0 if there is none."""
-    if not path.exists():
-        return 0
-    fsync_path(path)
-    return path.stat().st_size
-
-
 def optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State as tensors named `weight.entry`, such as `lm_head.weight.exp_avg`, and as plain numbers of such names.
 
@@ -96,9 +87,11 @@ def optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    held = (item for optimizer in optimizers for item in optimizer.state.items())
     for key, value in (
-        (f"{names[id(weight)]}.{entry}", value) for weight, state in held for entry, value in state.items()
+        (f"{names[id(weight)]}.{entry}", value)
+        for optimizer in optimizers
+        for weight, state in optimizer.state.items()
+        for entry, value in state.items()
     ):
         if isinstance(value, Tensor):
             tensors[key] = value.detach()
@@ -114,9 +107,9 @@ def restore_optimizers(
     model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor], numbers: dict[str, Any]
 ) -> None:
     """Put saved state back; raises CheckpointError if it is not that of these weights."""
-    parameters = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     homes = {
-        id(weight): (optimizer, group)
+        names[id(weight)]: (weight, group, optimizer.state)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for weight in group["params"]
@@ -126,10 +119,9 @@ def restore_optimizers(
         index = int(entry) if entry.isdigit() else None
         if index is not None:
             name, _, entry = name.rpartition(".")
-        weight = parameters.get(name)
-        if weight is None or id(weight) not in homes:
+        if name not in homes:
             raise CheckpointError(f"the checkpoint's optimizer has state for '{name}', which this run does not train")
-        optimizer, group = homes[id(weight)]
+        weight, group, state = homes[name]
         if isinstance(value, Tensor):
             # Only fused optimizers count their steps on the weight's device.
             on_cpu = entry == "step" and not group.get("fused")
@@ -137,6 +129,6 @@ def restore_optimizers(
         elif isinstance(value, list):
             value = value.copy()  # its tensors are put into it below
         if index is None:
-            optimizer.state[weight][entry] = value
+            state[weight][entry] = value
         else:
-            optimizer.state[weight][entry][index] = value
+            state[weight][entry][index] = value

@@ -1,7 +1,6 @@
 """What a run says: lines and a progress bar for people, `metrics.jsonl` for programs."""
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -40,7 +39,6 @@ class Console:
     def __init__(self, stream: IO[str] = sys.stderr) -> None:
         self.stream = stream
         self._bar: Any = None
-        self._task: Any = None
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -61,8 +59,8 @@ class Console:
             columns = BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"), TimeRemainingColumn()
             self._bar = Progress(*columns, console=RichConsole(file=self.stream), transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(text, total=total)
-        self._bar.update(self._task, completed=done, total=total, description=text)
+            self._bar.add_task(text, total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -82,6 +80,12 @@ class MetricsLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
 
+    def sync(self) -> int:
+        """Force what was written onto the disk; its length in bytes comes back."""
+        with open(self.path, "ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
     def cut(self, n_bytes: int) -> None:
         """Forget what was written after the checkpoint that a run goes on from."""
         if self.path.exists() and self.path.stat().st_size > n_bytes:
@@ -90,10 +94,4 @@ class MetricsLog:
 
 def finite(value: Any) -> Any:
     """The value with inf and nan, which JSON lacks, as None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -4,10 +4,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
     "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
 }
+_ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -33,8 +34,8 @@ class OptimConfig:
     """How weights are changed. None: the chosen optimizer's default, or nothing where it has no such option."""
 
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"  # the optimizer
-    lr: float | None = None  # the highest of the schedule; of lbfgs: the first length that a line search tries
-    weight_decay: float | None = None  # of matrices; biases and norms are not decayed
+    lr: NonNegativeFloat | None = None  # the highest of the schedule; of lbfgs: the first length a line search tries
+    weight_decay: NonNegativeFloat | None = None  # of matrices; biases and norms are not decayed
     momentum: float | None = None  # sgd, rmsprop, muon
     nesterov: bool | None = None  # sgd, muon: the gradient is taken where momentum leads
     beta1: float | None = None  # adam, adamw, and what muon leaves to adamw
@@ -44,10 +45,10 @@ class OptimConfig:
     history: int | None = None  # lbfgs: pairs of vectors that are kept
     max_iter: int | None = None  # lbfgs: iterations a step at most
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # of the learning rate, after the warm-up
-    warmup: float = 0.05  # steps of linear rise from 0; below 1: a share of all steps
-    min_lr: float = 0.1  # where the schedule ends, as a share of lr
-    decay_share: float = 0.2  # of wsd: the share of steps that go down at the end
-    clip: float | None = None  # largest norm of the whole gradient; 0: not clipped
+    warmup: NonNegativeFloat = 0.05  # steps of linear rise from 0; below 1: a share of all steps
+    min_lr: Annotated[float, Field(ge=0, le=1)] = 0.1  # where the schedule ends, as a share of lr
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2  # of wsd: the share of steps that go down at the end
+    clip: NonNegativeFloat | None = None  # largest norm of the whole gradient; 0: not clipped
     layer_decay: float = 1.0  # each layer's lr is so many times that of the layer above it; embeddings are the lowest
 
     # Schedules whose past does not depend on the number of steps: such a run may be made longer.
@@ -55,7 +56,7 @@ class OptimConfig:
     # The key whose choice says which other keys there are, and what they are if they are not set.
     options_of: ClassVar[tuple[str, Mapping[str, Mapping[str, Any]]]] = ("name", OPTIONS)
 
-    @field_validator(*sorted({option for options in OPTIONS.values() for option in options}))
+    @field_validator(*_ALL_OPTIONS)
     @classmethod
     def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
         name, option = info.data.get("name"), str(info.field_name)
@@ -63,8 +64,8 @@ class OptimConfig:
             return value
         if option in ("weight_decay", "clip") and value == 0:
             return value  # says what is so
-        lacking = {other for options in OPTIONS.values() for other in options} - OPTIONS[name].keys()
-        has = [field.name for field in fields(cls) if field.name not in {"name", *lacking}]
+        lacking = {"name", *_ALL_OPTIONS} - OPTIONS[name].keys()
+        has = [field.name for field in fields(cls) if field.name not in lacking]
         raise ValueError(f"{name} has no {option}; its options are {', '.join(has)}")
 
     def __post_init__(self) -> None:
@@ -75,9 +76,6 @@ class OptimConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
-        for name in ("lr", "weight_decay", "warmup", "min_lr", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("beta1", "beta2", "momentum", "alpha"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -85,8 +83,6 @@ class OptimConfig:
             raise ValueError(f"eps={self.eps} must be above 0")
         if not 0 < self.layer_decay <= 1 or (self.layer_decay < 1 and self.full_batch):
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1; lbfgs has one lr")
-        if self.min_lr > 1 or not 0 < self.decay_share <= 1:
-            raise ValueError("min_lr must be at most 1, decay_share above 0 and at most 1")
         if self.nesterov and not self.momentum:
             raise ValueError(f"nesterov=true goes with momentum above 0, not {self.momentum}")
         if self.full_batch and (min(self.history or 0, self.max_iter or 0) < 1 or not self.lr):
@@ -105,11 +101,6 @@ class OptimConfig:
         return 1 + self.max_iter * 5 // 4 if self.max_iter is not None else 1
 
 
-def warmup_steps(config: OptimConfig, n_steps: int) -> int:
-    """Steps of warm-up of a run of `n_steps`."""
-    return round(config.warmup * n_steps) if config.warmup < 1 else int(config.warmup)
-
-
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     """The learning rate of step `step`, from 0.
 
@@ -117,7 +108,7 @@ def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     section 4.2, with a linear decay.
     """
     assert config.lr is not None  # filled in by its class
-    warmup = warmup_steps(config, n_steps)
+    warmup = round(config.warmup * n_steps) if config.warmup < 1 else int(config.warmup)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
@@ -137,15 +128,11 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.name == "lbfgs":
         assert config.max_iter is not None
+        options = {**_of(config, "lr", "max_iter"), "history_size": config.history, "line_search_fn": "strong_wolfe"}
         # Torch's own limit of 1.25 evaluations an iteration can end every search at its first trial, and nothing moves.
-        limits: dict[str, Any] = {
-            "max_iter": config.max_iter,
-            "max_eval": 5 * config.max_iter,
-            "history_size": config.history,
-        }
-        return [torch.optim.LBFGS(trained, **_of(config, "lr"), **limits, line_search_fn="strong_wolfe")]
+        return [torch.optim.LBFGS(trained, **options, max_eval=5 * config.max_iter)]
     if config.name != "muon":
-        return [_first_order(config.name, _by_share(model, trained, config), config)]
+        return [_first_order(config.name, _by_share(model, config), config)]
     # Muon is for hidden matrices; embeddings and the unembedding do better with AdamW (Jordan et al. 2024).
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.dim() == 2}
@@ -159,18 +146,15 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     return [muon, _first_order("adamw", {1.0: rest}, config)] if rest else [muon]
 
 
-def _by_share(model: nn.Module, trained: list[nn.Parameter], config: OptimConfig) -> dict[float, list[nn.Parameter]]:
+def _by_share(model: nn.Module, config: OptimConfig) -> dict[float, list[nn.Parameter]]:
     """Weights by the share of the learning rate that their layer gets (Howard & Ruder 2018, ULMFiT, section 3.2)."""
-    if config.layer_decay == 1:
-        return {1.0: trained}
     depth = sum(isinstance(module, Block) for module in model.modules()) + 1  # of what stands on the blocks
-    known = {id(parameter) for parameter in trained}
     found: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         number = re.search(r"\.blocks\.(\d+)\.", name)
         embedding = re.search(r"(tokens|positions|segments)\.weight$", name)
         height = int(number[1]) + 1 if number else 0 if embedding else depth
-        if id(parameter) in known:
+        if parameter.requires_grad:
             found.setdefault(config.layer_decay ** (depth - height), []).append(parameter)
     return found
 
@@ -181,11 +165,11 @@ def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config
     AdamW shrinks the weights themselves (decoupled decay); in all others the decay is added to the gradient (L2).
     """
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if matrix == (p.dim() >= 2)], "weight_decay": decay, "lr_share": share}
+        {"params": chosen, "weight_decay": decay, "lr_share": share}
         for share, parameters in by_share.items()
         for matrix, decay in ((True, config.weight_decay), (False, 0.0))
+        if (chosen := [parameter for parameter in parameters if matrix == (parameter.dim() >= 2)])
     ]
-    groups = [group for group in groups if group["params"]]
     kinds = {parameter.device.type for parameters in by_share.values() for parameter in parameters}
     fused = kinds <= {"cpu", "cuda"}
     if name == "sgd":

@@ -6,18 +6,17 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, model_validator
 from pydantic import dataclasses as pydantic_dataclasses
 
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
-from nlpstack.files import ASIDE_SUFFIX, remove_leftovers, write_text
+from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_text
 from nlpstack.model import TransformerConfig
 from nlpstack.model.lora import LoRAConfig
 from nlpstack.recipes import find_recipe
@@ -47,22 +46,22 @@ class TrainConfig:
     minutes: float | None = None  # turned into steps once, before the first
     batch_size: int | None = None  # sequences an optimizer step; or batch_tokens
     batch_tokens: int | None = None  # tokens an optimizer step, rounded down to whole sequences
-    micro_batch: int = 0  # sequences at a time, gradients added up; 0: the whole batch
-    log_every: int = 50  # steps
-    val_every: int = 500  # steps; 0: at the end only
-    checkpoint_every: int = 500  # steps; 0: at the end only
+    micro_batch: NonNegativeInt = 0  # sequences at a time, gradients added up; 0: the whole batch
+    log_every: PositiveInt = 50  # steps
+    val_every: NonNegativeInt = 500  # steps; 0: at the end only
+    checkpoint_every: NonNegativeInt = 500  # steps; 0: at the end only
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of products; auto: bf16 where it is faster, else fp32
     compile: bool | Literal["auto"] = "auto"  # auto: where the run is long enough to repay it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
-    threads: int = 0  # 0: as many as torch finds cores
-    seed: int = 1  # of weights, order and dropout
+    threads: NonNegativeInt = 0  # 0: as many as torch finds cores
+    seed: NonNegativeInt = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
-    freeze: list[str] = ()  # type: ignore[assignment]  # weights whose names begin so do not train
+    freeze: list[str] = field(default_factory=list)  # weights whose names begin so do not train
     activation_checkpointing: bool = False  # less memory, about a third more work
-    patience: int = 0  # validations without a better one before stopping early; 0: never
-    max_skips: int = 3  # steps in a row with a loss or gradient that is not finite
-    samples: int = 1  # texts written at each validation, from prompts of the validation part
-    sample_tokens: int = 60  # of each of these texts
+    patience: NonNegativeInt = 0  # validations without a better one before stopping early; 0: never
+    max_skips: NonNegativeInt = 3  # steps in a row with a loss or gradient that is not finite
+    samples: NonNegativeInt = 1  # texts written at each validation, from prompts of the validation part
+    sample_tokens: PositiveInt = 60  # of each of these texts
 
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs", "minutes"), ("batch_size", "batch_tokens"))
 
@@ -75,15 +74,8 @@ class TrainConfig:
                 raise ValueError(f"give one of {', '.join(group)}: {what}")
             if getattr(self, given[0]) <= 0:
                 raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
-        if self.log_every < 1:
-            raise ValueError(f"log_every={self.log_every} must be at least 1")
-        for name in ("micro_batch", "val_every", "checkpoint_every", "threads", "seed", "patience", "max_skips"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if self.seed >= 1 << 63:
             raise ValueError(f"seed={self.seed} must be below 2^63")
-        if self.samples < 0 or self.sample_tokens < 1:
-            raise ValueError("samples must not be negative, sample_tokens at least 1")
         return self
 
     def sequences(self, max_seq_len: int) -> int:
@@ -110,16 +102,7 @@ class RunConfig:
     eval: EvalConfig
 
 
-SECTIONS: dict[str, type] = {
-    "model": TransformerConfig,
-    "tokenizer": TokenizerConfig,
-    "data": DataConfig,
-    "task": TaskConfig,
-    "lora": LoRAConfig,
-    "optim": OptimConfig,
-    "train": TrainConfig,
-    "eval": EvalConfig,
-}
+SECTIONS: dict[str, type] = get_type_hints(RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,33 +146,30 @@ def check_task(run: Run) -> None:
     if task.name or model.causal:
         return
     for key in ("window", "stride"):
-        if value := getattr(run.config.eval, key):
-            source = origin.get(f"eval.{key}", run.name)
-            raise ConfigError(f"{source}: eval.{key}={value}: of a GPT; a BERT is scored in rows of its context")
+        if getattr(run.config.eval, key):
+            raise _misfit(run, f"eval.{key}", "of a GPT; a BERT is scored in rows of its context")
     shortest = 5 if task.nsp else 3
-    for key, wrong, cure in (
-        ("n_segments", task.nsp and model.n_segments < 2, "pairs of texts need 2, or task.nsp=false"),
-        ("max_seq_len", model.max_seq_len < shortest, f"too short for a row with its marks; at least {shortest}"),
-    ):
-        if wrong:
-            source = origin.get(f"model.{key}", run.name)
-            raise ConfigError(f"{source}: model.{key}={getattr(model, key)}: {cure}")
+    if task.nsp and model.n_segments < 2:
+        raise _misfit(run, "model.n_segments", "pairs of texts need 2, or task.nsp=false")
+    if model.max_seq_len < shortest:
+        raise _misfit(run, "model.max_seq_len", f"too short for a row with its marks; at least {shortest}")
 
 
 def _check_exact_loss(run: Run) -> None:
     """Raise ConfigError for what would make two losses of the same weights differ, where an optimizer compares them."""
-    optim, dropout, dtype = run.config.optim, run.config.model.dropout, run.config.train.dtype
-    if not optim.full_batch:
-        return
-    for key, value, noisy, right in (
-        ("model.dropout", dropout, dropout > 0, "0"),
-        ("train.dtype", dtype, dtype not in ("auto", "fp32"), "fp32"),
-    ):
-        if noisy:
-            source = run.resolved.origin.get(key, run.name)
-            raise ConfigError(
-                f"{source}: {key}={value}: too noisy for the line searches of {optim.name}; use {key}={right}"
-            )
+    config = run.config
+    fault = f"too noisy for the line searches of {config.optim.name}; use"
+    if config.optim.full_batch and config.model.dropout > 0:
+        raise _misfit(run, "model.dropout", f"{fault} model.dropout=0")
+    if config.optim.full_batch and config.train.dtype not in ("auto", "fp32"):
+        raise _misfit(run, "train.dtype", f"{fault} train.dtype=fp32")
+
+
+def _misfit(run: Run, key: str, cure: str) -> ConfigError:
+    """The error for a value that does not go with the values of other sections."""
+    section, _, name = key.partition(".")
+    value = getattr(getattr(run.config, section), name)
+    return ConfigError(f"{run.resolved.origin.get(key, run.name)}: {key}={value}: {cure}")
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
@@ -261,9 +241,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             elif name != ".lock":
                 entry.unlink(missing_ok=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._lock is not None
         if os.listdir(self.path) == [".lock"]:  # the start failed, so nothing of it is left
             (self.path / ".lock").unlink()
@@ -279,12 +257,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     def check_unchanged(self, run: Run) -> None:
         """Raise CheckpointError listing every value that differs from the run's own, but for those that may."""
-        then = {key: value for name in SECTIONS for key, value in _flat(name, self.record.get(name, {})).items()}
-        now = {
-            key: value for name, entries in run.resolved.values().items() for key, value in _flat(name, entries).items()
-        }
-        longer_allowed = run.config.optim.schedule in OptimConfig.open_ended
-        free = FREE_VALUES + (LENGTHS if longer_allowed else ())
+        then, now = (
+            {f"{name}.{key}": value for name in SECTIONS for key, value in tables.get(name, {}).items()}
+            for tables in (self.record, run.resolved.values())
+        )
+        free = FREE_VALUES + (LENGTHS if run.config.optim.schedule in OptimConfig.open_ended else ())
         changed = [
             f"{key}: then {then.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(then.keys() | now.keys())
@@ -315,10 +292,6 @@ def results_text(results: Mapping[str, Any]) -> str:
     return json.dumps(results, indent=1, ensure_ascii=False) + "\n"
 
 
-def _flat(section: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for key, value in entries.items()}
-
-
 def read_record(path: Path) -> dict[str, Any]:
     """A run's config.toml."""
     return read_toml(path / "config.toml")
@@ -327,15 +300,12 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_results(path: Path) -> dict[str, Any] | None:
     """A run's results.json; None if it has none, or none that can be read."""
     try:
-        found = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path / "results.json", CheckpointError)
+    except CheckpointError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def describe_choices(choices: Choices) -> str:
     """The choices of a run as one line."""
-    parts = asdict(choices)
-    return "  ".join(
-        f"{name} {parts[name]}" for name in ("device", "dtype", "compile", "threads", "attention", "micro_batch")
-    )
+    shown = ("device", "dtype", "compile", "threads", "attention", "micro_batch")
+    return "  ".join(f"{name} {getattr(choices, name)}" for name in shown)

@@ -86,9 +86,7 @@ def fast_bf16(device: torch.device) -> bool:
         if hasattr(torch.cpu, "get_capabilities"):
             capabilities = torch.cpu.get_capabilities()
             return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-        amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        avx = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return bool(amx() or avx())
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
 
 
@@ -152,10 +150,10 @@ def session(*, threads: int, deterministic: bool) -> Iterator[None]:
         torch.set_num_threads(old_threads)
         torch.use_deterministic_algorithms(old_deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = old_fill  # type: ignore[attr-defined]
-        if deterministic and old_workspace is None:
+        if old_workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        elif deterministic:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = old_workspace or ""
+        else:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = old_workspace
 
 
 def keep_freed_memory() -> None:
@@ -179,21 +177,18 @@ def seed_everything(seed: int) -> None:
 
 def rng_state(device: torch.device) -> dict[str, str]:
     """The state of the global generators, as hexadecimal text."""
-    state = {"cpu": torch.get_rng_state().numpy().tobytes().hex()}
+    states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
-    return state
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: state.numpy().tobytes().hex() for name, state in states.items()}
 
 
 def set_rng_state(state: dict[str, str], device: torch.device) -> None:
     """Put the global generators where `rng_state` found them."""
-
-    def tensor(text: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8).clone()
-
-    torch.set_rng_state(tensor(state["cpu"]))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(tensor(state["cuda"]), device)
+    states = {name: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8) for name, text in state.items()}
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def peak_memory(device: torch.device) -> int:

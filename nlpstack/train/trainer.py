@@ -19,7 +19,7 @@ from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
-from nlpstack.train.checkpoint import Checkpoint, Checkpoints, fsync_file, optimizer_state, restore_optimizers
+from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
 from nlpstack.train.flops import flops_per_token
 from nlpstack.train.log import MetricsLog, Reporter
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
@@ -89,7 +89,6 @@ class Trainer:
             )
         self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.frozen_hash = frozen_hash(self.model)
         # Only the training loss is compiled: validation stays the arithmetic of `eval`.
         dynamic = None if isinstance(self.loader.order, Bucketed) else False
@@ -129,15 +128,13 @@ class Trainer:
             means = self.accumulate(batches)
             torch.stack([*means.values()]).tolist()  # waits for the device
         seconds = (time.perf_counter() - started) / n_timed
-        self._zero_grad()
+        self.model.zero_grad()
         runtime.set_rng_state(state, self.device)
         return seconds * self.optim.evaluations
 
     def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Add up gradients of the mean loss over all targets of the step; each term's summed loss comes back."""
-        totals: Counter[str] = Counter()
-        for batch in micro_batches:
-            totals.update(batch.n_targets)
+        totals = sum((Counter(batch.n_targets) for batch in micro_batches), Counter())
         sums: dict[str, Tensor] = {}
         for batch in micro_batches:
             on_device = replace(batch.to(self.device), n_targets={})  # counts would be constants of the compiled code
@@ -154,11 +151,11 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_share", 1.0)
-        self._zero_grad()
+        self.model.zero_grad()
         means = self.accumulate(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.optim.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
         *values, norm_value = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
         finite = all(map(math.isfinite, (*values, norm_value)))
         updated = finite and self._update(sum(values), micro_batches)
@@ -178,7 +175,7 @@ class Trainer:
         """Change the weights by the gradients that stand; whether they came out finite."""
 
         def evaluate() -> float:
-            self._zero_grad()
+            self.model.zero_grad()
             return sum(value.item() for value in self.accumulate(micro_batches).values())
 
         if self.optim.full_batch:
@@ -186,10 +183,6 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         return True
-
-    def _zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
 
     def _guard(self, report: StepReport) -> None:
         """Stop after too many steps that are not finite; warn of a first loss that is not that of fresh weights."""
@@ -223,13 +216,11 @@ class Trainer:
         with self.stop.deferred():
             for report in self.steps():
                 last = report.step == self.choices.steps
-                if report.step % self.config.log_every == 0 or last or report.step == 1:
+                if last or report.step == 1 or _due(report.step, self.config.log_every):
                     self._log_step(report)
-                improved = False
-                if last or (self.config.val_every and report.step % self.config.val_every == 0):
-                    improved = self._validate()
+                improved = (last or _due(report.step, self.config.val_every)) and self._validate()
                 early = self._stops_early()
-                due = bool(self.config.checkpoint_every) and report.step % self.config.checkpoint_every == 0
+                due = _due(report.step, self.config.checkpoint_every)
                 if last or early or due or improved or self.stop.signum is not None:
                     self.save()
                 if early and not last:
@@ -255,9 +246,8 @@ class Trainer:
         if not self._peak_flops:
             self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
-        utilisation = (
-            speed * flops_per_token(self.model, predicted=self.task.predicted_share)["training"] / self._peak_flops
-        )
+        flops = flops_per_token(self.model, predicted=self.task.predicted_share)["training"]
+        utilisation = speed * flops / self._peak_flops
         memory = runtime.peak_memory(self.device)
         terms = report.losses if len(report.losses) > 1 else {}
         self.log.write(
@@ -307,7 +297,7 @@ class Trainer:
             "optimizer": numbers,
             "rng": runtime.rng_state(self.device),
             "scaler": self.scaler.state_dict(),
-            "log_bytes": fsync_file(self.log.path),
+            "log_bytes": self.log.sync(),
         }
         self.checkpoints.save(Checkpoint(trainable_state(self.model), tensors, state), best_step=self.state.best_step)
 
@@ -326,6 +316,10 @@ class Trainer:
         self.scaler.load_state_dict(state.pop("scaler"))
         self.log.cut(state.pop("log_bytes"))
         self.state = TrainState(**state)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def frozen_hash(model: nn.Module) -> str:

@@ -253,6 +253,7 @@ def test_the_shared_similarities_are_numbers(shared_data: Path) -> None:
     ("name", "task", "rows"),
     [
         ("wnut17", "ner", (3394, 1009, 1287)),
+        ("uner_en_ewt", "ner", (12543, 2001, 2077)),
         ("snli_cad", "classification", (1666, 200, 400)),
         ("banking77", "classification", (2723, 0, 800)),
         ("e2e", "generation", (4000, 150, 150)),
@@ -274,6 +275,7 @@ def test_the_labelled_samples_are_what_their_readmes_say(name: str, task: str, r
 def test_the_labelled_samples_are_taken_from_the_shared_data(shared_data: Path) -> None:
     for packed, plain in (
         ("wnut17/val.conll.gz", "wnut17/dev.conll"),
+        ("uner_en_ewt/train.conll.gz", "uner_en_ewt/train.conll"),
         ("snli_cad/test.jsonl.gz", "snli_cad/original_test.jsonl"),
     ):
         folder, name = packed.split("/")

@@ -17,7 +17,6 @@ from nlpstack.decode.filters import (
     probabilities,
     row_generator,
 )
-from nlpstack.decode.penalties import History
 from nlpstack.decode.rules import TokenRules
 from nlpstack.errors import ModelError
 from tests.decode.fakes import by_definition, letter_model
@@ -118,10 +117,8 @@ def test_draws_follow_the_distribution(options: dict) -> None:
     expected /= expected.sum()
 
     generator, rows = row_generator(0, 0), 1000
-    seen = History([[]] * rows, logits.device)
-    for token in history:
-        seen.add([token] * rows)
-    many = TokenRules(sampling, model.tokenizer, model).apply(logits.expand(rows, -1), seen, len(history))
+    seen = torch.tensor(history).expand(rows, -1)
+    many = TokenRules(sampling, model.tokenizer, model).apply(logits.expand(rows, -1), seen, seen)
     drawn = [token for _ in range(n_draws // rows) for token in choose(many, sampling, [generator] * rows)]
     counts = np.bincount(drawn, minlength=16)
     possible = expected > 0

@@ -5,15 +5,9 @@ import torch
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from nlpstack.decode import Sampling
-from nlpstack.decode.penalties import (
-    History,
-    penalize,
-    penalize_frequency,
-    penalize_repetition,
-    repeated_ngrams,
-    uses_history,
-)
-from tests.decode.fakes import ByteTokenizer, by_definition
+from nlpstack.decode.cached_batch import CachedBatch
+from nlpstack.decode.rules import penalize, penalize_frequency, penalize_repetition, repeated_ngrams
+from tests.decode.fakes import ByteTokenizer, by_definition, letter_model
 
 V = 12
 
@@ -65,31 +59,32 @@ def test_frequency_and_presence_count_as_defined(logits: torch.Tensor, tokens: t
 )
 def test_ragged_rows_are_penalized_as_if_alone(logits: torch.Tensor, options: dict, prompt: bool | None) -> None:
     sampling = Sampling(penalize_prompt=prompt, **options)
-    assert uses_history(sampling)
     generator = torch.Generator().manual_seed(4)
     prompts = [torch.randint(0, 4, (n,), generator=generator).tolist() for n in (1, 9, 4, 2, 6, 1)]
     tokenizer = ByteTokenizer(eos=False)
     tokenizer.special_ids = frozenset()
     new: list[list[int]] = [[] for _ in prompts]
-    history = History(prompts, logits.device)
+    tokens = torch.tensor([[-1] * (9 - len(start)) + start for start in prompts])
     for _ in range(8):
-        out = penalize(logits, history, sampling)
+        out = penalize(logits, tokens, tokens[:, 9:], sampling)
         for row, (start, added) in enumerate(zip(prompts, new, strict=True)):
             expected = by_definition(logits[row].tolist(), sampling, start, added, tokenizer)
             assert out[row].tolist() == pytest.approx(expected, abs=1e-5)
-        tokens = torch.randint(0, 4, (6,), generator=generator).tolist()
-        history.add(tokens)
-        for added, token in zip(new, tokens, strict=True):
+        column = torch.randint(0, 4, (6, 1), generator=generator)
+        tokens = torch.cat((tokens, column), dim=1)
+        for added, token in zip(new, column[:, 0].tolist(), strict=True):
             added.append(token)
 
 
-def test_history_follows_rows_that_are_kept() -> None:
-    history = History([[4, 5], [6]], torch.device("cpu"))
-    history.add([7, 8])
-    history.keep([1, 0, 1])
-    assert history.tokens.tolist() == [[-1, 6, 8], [4, 5, 7], [-1, 6, 8]]
-    assert history.new.tolist() == [[8], [7], [8]]
+def test_the_tokens_of_a_batch_follow_rows_that_are_kept() -> None:
+    batch = CachedBatch(letter_model(6), [[4, 5], [6]], 3)
+    assert batch.prefill(copies=1).shape == (2, 10)
+    batch.step([0, 1], [7, 8])
+    assert batch.step([1, 0, 1], [4, 5, 6]).shape == (3, 10)
+    assert batch.tokens.tolist() == [[-1, 6, 8, 4], [4, 5, 7, 5], [-1, 6, 8, 6]]
+    assert batch.new.tolist() == [[8, 4], [7, 5], [8, 6]]
 
 
-def test_no_penalty_needs_no_history() -> None:
-    assert not uses_history(Sampling(logit_bias={4: 1.0}, banned=(5,), forced=(6,), min_new_tokens=3, top_k=5))
+def test_other_options_penalize_nothing(logits: torch.Tensor, tokens: torch.Tensor) -> None:
+    sampling = Sampling(logit_bias={4: 1.0}, banned=(5,), forced=(6,), min_new_tokens=3, top_k=5)
+    assert penalize(logits, tokens, tokens, sampling) is logits

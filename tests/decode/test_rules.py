@@ -45,11 +45,11 @@ def test_a_token_is_its_id_or_its_text() -> None:
     model, logits = letter_model(4), torch.zeros(1, 8)
     by_text = Sampling(logit_bias={"a": 2.0, "b": -3.0}, banned=("c",), forced=("d",))
     by_id = Sampling(logit_bias={A: 2.0, B: -3.0}, banned=(C,), forced=(D,))
-    out = -torch.inf
+    out, tokens = -torch.inf, torch.tensor([[A, B]])
     for sampling in (by_text, by_id):
         rules = TokenRules(sampling, model.tokenizer, model)
-        assert rules.apply(logits, None, 0).tolist() == [[out] * 7 + [0]]
-        assert rules.apply(logits, None, 1).tolist() == [[out, out, out, 0, 2, -3, out, 0]]
+        assert rules.apply(logits, tokens, tokens[:, 2:]).tolist() == [[out] * 7 + [0]]
+        assert rules.apply(logits, tokens, tokens[:, 1:]).tolist() == [[out, out, out, 0, 2, -3, out, 0]]
 
 
 def test_the_end_of_text_can_be_banned_biased_and_forced() -> None:
@@ -69,7 +69,9 @@ def test_the_end_of_text_can_be_banned_biased_and_forced() -> None:
 def test_ids_beyond_the_tokenizer_and_special_ones_are_ruled_out() -> None:
     model = random_model(vocab_size=12)
     rules = TokenRules(Sampling(), LetterTokenizer(4), model)
-    assert rules.apply(torch.zeros(1, 12), None, 0)[0].isfinite().nonzero()[:, 0].tolist() == [EOS, A, B, C, D]
+    tokens = torch.tensor([[A]])
+    (logits,) = rules.apply(torch.zeros(1, 12), tokens, tokens[:, 1:])
+    assert logits.isfinite().nonzero()[:, 0].tolist() == [EOS, A, B, C, D]
 
 
 def test_when_every_token_would_repeat_it_is_said() -> None:

@@ -33,15 +33,15 @@ class Outcome:
     lines: list[dict[str, Any]]  # of metrics.jsonl
 
 
+SHAPE = {"model.dim": 64, "model.n_layers": 2, "model.n_heads": 2, "model.max_seq_len": 64, "tokenizer.vocab_size": 600}
+PRETRAINED = ("gpt", "bert")
+RECIPES = (*PRETRAINED, "ner-lora")
+
+
 def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
     """A small form of a recipe: two layers, dropout 0.1, a checkpoint every ten steps."""
     values = {
-        "model.dim": 64,
-        "model.n_layers": 2,
-        "model.n_heads": 2,
-        "model.max_seq_len": 64,
         "model.dropout": 0.1,
-        "tokenizer.vocab_size": 600,
         "train.steps": STEPS,
         "train.batch_size": 8,
         "train.micro_batch": 4,
@@ -51,12 +51,25 @@ def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
         "train.sample_tokens": 10,
         "train.dtype": dtype,
         "train.compile": str(compiled).lower(),
-        "eval.max_tokens": 4000,
-        "eval.pseudo_tokens": 60,
         "eval.resamples": 50,
     }
+    if recipe in PRETRAINED:
+        return _typed("pretrain", recipe, out, {**SHAPE, **values, "eval.max_tokens": 4000, "eval.pseudo_tokens": 60})
+    return _typed("finetune", recipe, out, {**values, "lora.dropout": 0.1}, "--model", str(base(out.parent)))
+
+
+def base(folder: Path) -> Path:
+    """The model that fine-tuning starts from: a BERT after two steps, made once."""
+    made = folder / "base"
+    if not made.exists():
+        short = {"train.steps": 2, "train.batch_size": 8, "eval.max_tokens": 500, "eval.pseudo_tokens": 20}
+        run_whole(_typed("pretrain", "bert", made, {**SHAPE, **short, "eval.resamples": 10}))
+    return made
+
+
+def _typed(stage: str, recipe: str, out: Path, values: dict[str, object], *words: str) -> list[str]:
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "nlpstack", "pretrain", recipe, "--quiet", "--json", "--out", str(out), *settings]
+    return [sys.executable, "-m", "nlpstack", stage, recipe, "--quiet", "--json", "--out", str(out), *settings, *words]
 
 
 def outcome(out: Path) -> Outcome:
@@ -150,13 +163,13 @@ def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int, r
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", action="append", choices=["gpt", "bert"], help="repeatable; both if none is given")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="repeatable; all if none is given")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--dtype", action="append", choices=["fp32", "bf16"], help="repeatable; both if none is given")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for recipe, dtype in product(options.recipe or ["gpt", "bert"], options.dtype or ["fp32", "bf16"]):
+    for recipe, dtype in product(options.recipe or RECIPES, options.dtype or ["fp32", "bf16"]):
         settings = {"runs": options.runs, "compiled": options.compile, "seed": options.seed}
         with tempfile.TemporaryDirectory() as folder:
             torture(Path(folder), recipe=recipe, dtype=dtype, **settings)

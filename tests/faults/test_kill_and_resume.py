@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from nlpstack.train.runtime import fast_bf16
-from tests.faults.kill_and_resume import torture
+from tests.faults.kill_and_resume import RECIPES, torture
 
 
-@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
     # Where bf16 is not multiplied in hardware it takes minutes: there it is left to the slow tests.
     dtype = "bf16" if recipe == "gpt" and fast_bf16(torch.device("cpu")) else "fp32"
@@ -17,7 +17,7 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("recipe", ["gpt", "bert"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_runs_too(recipe, dtype, tmp_path):
     places = torture(tmp_path, recipe=recipe, runs=4, dtype=dtype, compiled=True, seed=2)

@@ -112,7 +112,7 @@ def test_the_heads_are_those_whose_tensors_are_there(
 
 @pytest.mark.parametrize(
     ("name", "foreign"),
-    [("bert", "classifier.weight"), ("roberta", "cls.seq_relationship.bias"), ("roberta", "nsp_head.bias")],
+    [("bert", "qa_outputs.weight"), ("roberta", "cls.seq_relationship.bias"), ("roberta", "nsp_head.bias")],
 )
 def test_a_foreign_head_is_refused(name: str, foreign: str, saved: Callable[[str], Path]) -> None:
     folder = change(saved(name), lambda tensors: tensors.update({foreign: torch.ones(2)}))

@@ -172,7 +172,7 @@ def test_what_is_not_ours_is_refused(file: str, values: dict, message: str, tmp_
         load_model(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("change", ["missing", "unused", "shape", "head"])
+@pytest.mark.parametrize("change", ["missing", "unused", "foreign", "shape", "head"])
 def test_keys_that_are_missing_or_match_nothing_are_errors(change: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -185,10 +185,14 @@ def test_keys_that_are_missing_or_match_nothing_are_errors(change: str, tmp_path
         del tensors[name]
     elif change == "unused":
         tensors[name.replace("query", "quarry")] = tensors[name].clone()
+    elif change == "foreign":
+        tensors["base_model.model.score.weight"] = torch.ones(2)
     elif change == "shape":
         tensors[name] = tensors[name][:-1].clone()
     else:
         del tensors[next(name for name in tensors if "classifier" in name)]
     save_file(tensors, file)
-    with pytest.raises(ModelError, match=r"adapter_model\.safetensors: .*(lacks|adapts|fit)"):
+    with pytest.raises(
+        ModelError, match=r"adapter_model\.safetensors: .*(lacks|adapts|fit|no place for: score.weight)"
+    ):
         load_model(tmp_path / "adapter")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nlpstack.errors import DataError, ModelError
 from nlpstack.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from nlpstack.tokenizer.proto import wire_fields
+from nlpstack.tokenizer.proto import wire_values
 from nlpstack.tokenizer.published import PublishedTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -331,8 +331,8 @@ def test_a_foreign_sentencepiece_model_gives_way_to_tokenizer_json(
     tokenizer.save(tmp_path)
     assert isinstance(load_tokenizer(tmp_path), SentencePieceTokenizer)
     whole = (tmp_path / "tokenizer.model").read_bytes()
-    pieces = [field for field in wire_fields(whole, 0, len(whole)) if field.number == 1]
-    (tmp_path / "tokenizer.model").write_bytes(whole[: pieces[263].end] + whole[pieces[-1].end :])
+    ends = [end for _, end in wire_values(whole, 1)]
+    (tmp_path / "tokenizer.model").write_bytes(whole[: ends[263]] + whole[ends[-1] :])
     with pytest.raises(ModelError, match=r"tokenizer\.model: .*it lacks the space or byte pieces"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"damaged")

@@ -1,0 +1,260 @@
+"""From a pretrained model and labelled files to a run that is scored, resumed, predicted with and merged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlpstack.errors import CheckpointError
+from nlpstack.hub import load_model, save_model
+from nlpstack.model import BERT, GPT, TransformerConfig
+from nlpstack.model.lora import adapters
+from nlpstack.samples import sample
+from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
+from tests.tiny import Outcome, nlpstack
+
+SHAPE = {"max_seq_len": 48, "dim": 32, "n_layers": 2, "n_heads": 2, "dropout": 0.1}
+TAGGED = {
+    "train": "Ann\tB-PER\nlives\tO\nin\tO\nNew\tB-LOC\nYork\tI-LOC\n.\tO\n\n"
+    "Bob\tB-PER\nsaw\tO\nParis\tB-LOC\n\nrain\tO\nfell\tO\n\n",
+    "dev": "Cid\tB-PER\nleft\tO\nRome\tB-LOC\n\n",
+    "test": "Dan\tB-PER\nsaw\tO\nRome\tB-LOC\n\n",
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny BERT and a tiny GPT of fresh weights."""
+    folder = tmp_path_factory.mktemp("bases")
+    text = sample("shakespeare").read_text("utf-8")[:50_000]
+    tokenizer = train_tokenizer([text], TokenizerConfig(vocab_size=400))
+    bert = TransformerConfig(vocab_size=400, causal=False, pre_norm=False, n_segments=2, **SHAPE)
+    gpt = TransformerConfig(vocab_size=400, **SHAPE)
+    save_model(BERT.create(bert, seed=0, tokenizer=tokenizer), folder / "bert")
+    save_model(GPT.create(gpt, seed=0, tokenizer=tokenizer), folder / "gpt")
+    return {"bert": folder / "bert", "gpt": folder / "gpt"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Path]:
+    """A small data folder of each task."""
+    tagged, texts, pairs, prompts = (tmp_path / name for name in ("tagged", "texts", "pairs", "prompts"))
+    for folder in (tagged, texts, pairs, prompts):
+        folder.mkdir()
+    for split, content in TAGGED.items():
+        (tagged / f"{split}.conll").write_text(content * (8 if split == "train" else 2))
+    rows = [
+        f"I {verb} the {noun}\t{label}"
+        for noun in ("play", "king", "sea", "crown")
+        for verb, label in (("love", "good"), ("hate", "bad"))
+    ]
+    (texts / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows * 3) + "\n")
+    numbers = [
+        json.dumps({"text_a": "a king", "text_b": "a " + noun, "score": n / 2})
+        for n, noun in enumerate(("king", "queen", "sea", "crown"))
+    ]
+    (pairs / "train.jsonl").write_text("\n".join(numbers * 4) + "\n")
+    asked = [
+        json.dumps({"prompt": f"who is {name}?", "completion": f"{name} is a king"}) for name in ("Lear", "John", "Hal")
+    ]
+    (prompts / "train.jsonl").write_text("\n".join(asked * 4) + "\n")
+    return {"ner": tagged, "classification": texts, "pair": pairs, "generation": prompts}
+
+
+def finetune(recipe: str, out: Path, model: Path, data: Path, *words: object, **values: object) -> Outcome:
+    values = {
+        **{"train.epochs": 2, "train.batch_size": 4, "train.val_every": 3, "train.checkpoint_every": 2},
+        **{"train.log_every": 1, "eval.resamples": 20, "train.sample_tokens": 4, "train.device": "cpu"},
+        **values,
+    }
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return nlpstack("finetune", recipe, "--out", out, "--model", model, "--data", data, "--json", *settings, *words)
+
+
+CASES = [
+    ("ner", "bert", "ner", "entity_f1"),
+    ("ner-lora", "bert", "ner", "entity_f1"),
+    ("classification", "bert", "classification", "accuracy"),
+    ("classification-lora", "bert", "classification", "f1_macro"),
+    ("pair", "bert", "pair", "spearman"),
+    ("generation", "gpt", "generation", "loss"),
+    ("generation-lora", "gpt", "generation", "perplexity"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "base", "kind", "metric"), CASES)
+def test_every_recipe_trains_is_scored_and_predicts(recipe, base, kind, metric, bases, data, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = finetune(recipe, run, bases[base], data[kind])
+    made = outcome.json
+    assert metric in made["val"]
+    assert f"starts from {bases[base]}" in outcome.err
+    assert "padding" in outcome.err
+    model = load_model(run)
+    assert bool(adapters(model)) == recipe.endswith("-lora")
+    assert (run / "model" / "adapter_config.json").exists() == recipe.endswith("-lora")
+    scored = nlpstack("eval", run, "--split", "val", "--json").json["results"][0]
+    assert scored["metrics"][metric]["value"] == pytest.approx(made["val"][metric], rel=1e-5)
+    source = next(data[kind].glob("train.*"))
+    lines = [json.loads(line) for line in nlpstack("predict", "--model", run, source).out.splitlines()]
+    assert set(lines[0]) == {"ner": {"tags", "entities"}, "generation": {"text"}}.get(kind, set(lines[0]))
+    assert len(lines) == {"ner": 24, "classification": 24, "pair": 16, "generation": 12}[kind]
+
+
+def test_the_best_validation_is_kept_and_frozen_weights_are_proved_unchanged(bases, data, tmp_path: Path) -> None:
+    outcome = finetune("ner-lora", tmp_path / "run", bases["bert"], data["ner"])
+    assert "unchanged to the bit" in outcome.err
+    assert "LoRA: rank 8 on 12 layers" in outcome.err
+    assert "heads: fresh classifier; left behind mlm, pooler, nsp" in outcome.err
+    assert "baseline majority: entity_f1" in outcome.err
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = max(record["val"]["entity_f1"] for record in records if "val" in record)
+    assert outcome.json["val"]["entity_f1"] == pytest.approx(best)
+    base, model = load_model(bases["bert"]).state_dict(), load_model(tmp_path / "run").state_dict()
+    shared = [
+        name for name in base if name.replace("_proj.", "_proj.base.") in model and name.startswith("transformer")
+    ]
+    assert len(shared) > 30
+    assert all(torch.equal(base[name], model[name.replace("_proj.", "_proj.base.")]) for name in shared)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit_and_only_on_the_same_model(bases, data, tmp_path: Path) -> None:
+    whole = finetune("ner-lora", tmp_path / "whole", bases["bert"], data["ner"]).json
+    from nlpstack.finetune import finetune as call
+    from nlpstack.job import RunOptions
+    from nlpstack.train.runtime import Stopped, StopSignal
+
+    stop = StopSignal()
+    stop.signum = 2
+    values = json.loads(
+        json.dumps(
+            {
+                "train.epochs": 2,
+                "train.batch_size": 4,
+                "train.val_every": 3,
+                "train.checkpoint_every": 2,
+                "train.log_every": 1,
+                "eval.resamples": 20,
+                "train.sample_tokens": 4,
+                "train.device": "cpu",
+            }
+        )
+    )
+    flags = {"data.paths": [str(data["ner"])]}
+    options = RunOptions(model=bases["bert"], flags=flags, stop=stop)
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    with pytest.raises(Stopped):
+        call("ner-lora", overrides, out=tmp_path / "part", options=options)
+    resumed = call("ner-lora", overrides, out=tmp_path / "part", resume=True, options=RunOptions(flags=flags))
+    assert resumed.weights == whole["weights"]
+    other = tmp_path / "other"
+    save_model(
+        BERT.create(load_model(bases["bert"]).config, seed=5, tokenizer=load_model(bases["bert"]).tokenizer), other
+    )
+    (tmp_path / "part" / "results.json").unlink()
+    with pytest.raises(CheckpointError, match="other contents than before: model"):
+        call("ner-lora", overrides, out=tmp_path / "part", resume=True, options=RunOptions(flags=flags, model=other))
+
+
+def test_predictions_go_on_where_a_file_stops(bases, data, tmp_path: Path) -> None:
+    finetune("ner", tmp_path / "run", bases["bert"], data["ner"]).json  # noqa: B018
+    source, out = tmp_path / "lines.txt", tmp_path / "out.jsonl"
+    source.write_text("".join(f"line {number} of Rome.\n" for number in range(7)))
+    whole = nlpstack("predict", "--model", tmp_path / "run", source).out
+    lines = whole.splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])
+    assert (
+        "exists; --resume goes on behind its lines"
+        in nlpstack("predict", "--model", tmp_path / "run", source, "--out", out).fault
+    )
+    assert nlpstack("predict", "--model", tmp_path / "run", source, "--out", out, "--resume").code == 0
+    assert out.read_text() == whole
+    first = json.loads(lines[0])
+    assert len(first["tags"]) == 5
+    assert all(one["text"] == "line 0 of Rome."[one["start"] : one["end"]] for one in first["entities"])
+
+
+def test_merging_gives_one_plain_model(bases, data, tmp_path: Path) -> None:
+    finetune("ner-lora", tmp_path / "run", bases["bert"], data["ner"]).json  # noqa: B018
+    merged = nlpstack("merge", tmp_path / "run", "--out", tmp_path / "merged", "--json").json
+    assert merged["layers"] == 12
+    assert merged["difference"] < 1e-4
+    one, other = (
+        nlpstack("predict", "--model", place, data["ner"] / "test.conll")
+        for place in (tmp_path / "run", tmp_path / "merged")
+    )
+    assert [json.loads(line)["tags"] for line in one.out.splitlines()] == [
+        json.loads(line)["tags"] for line in other.out.splitlines()
+    ]
+    assert "has no adapter" in nlpstack("merge", tmp_path / "merged", "--out", tmp_path / "again").fault
+    assert "differ by" in nlpstack("merge", tmp_path / "run", "--out", tmp_path / "strict", "--tolerance", "0").fault
+    assert not (tmp_path / "strict").exists()
+
+
+def test_the_newest_pretraining_run_of_the_right_arch_is_taken(bases, data, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = nlpstack("finetune", "--task", "ner", "--data", data["ner"])
+    assert "no model to start from" in missing.fault
+    assert "nlpstack pretrain --arch bert" in missing.fault
+    tiny = ["model.dim=32", "model.n_layers=1", "model.n_heads=2", "model.max_seq_len=32", "tokenizer.vocab_size=400"]
+    tiny += ["train.steps=2", "train.batch_size=2", "eval.pseudo_tokens=20", "eval.max_tokens=500", "eval.resamples=10"]
+    settings = [word for value in tiny for word in ("--set", value)]
+    assert nlpstack("pretrain", "--arch", "bert", *settings).code == 0
+    words = ["--set", "train.epochs=1", "--set", "train.batch_size=8", "--set", "eval.resamples=10"]
+    outcome = nlpstack("finetune", "--task", "ner", "--lora", "--data", data["ner"], *words)
+    assert "starts from runs/bert" in outcome.err
+    assert outcome.code == 0
+    assert {one["task"] for one in nlpstack("eval", "--json", "--set", "eval.pseudo_tokens=20").json["results"]} == {
+        "masked_lm",
+        "ner",
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "kind", "words", "message"),
+    [
+        ("generation", "bert", "generation", [], "a BERT, and the task generation takes a GPT"),
+        ("ner", "gpt", "ner", [], "a GPT, and the task ner takes a BERT"),
+        ("ner", "bert", "ner", ["--task", "classification"], "the recipe 'ner' is of the task ner"),
+        ("ner", "bert", "ner", ["--lora"], "--lora goes with --task; a RECIPE says itself"),
+        (
+            "ner-lora",
+            "bert",
+            "ner",
+            ["--set", 'lora.targets=["query"]'],
+            "lora.targets query: no such layer; there are",
+        ),
+        ("ner", "bert", "ner", ["--set", "task.threshold=0.3"], "task.threshold: the task ner has no such choice"),
+        (
+            "ner",
+            "bert",
+            "ner",
+            ["--set", 'train.freeze=["bert."]'],
+            "train.freeze: no weight's name begins with 'bert.'",
+        ),
+        ("ner", "bert", "generation", [], "'tokens' must be a list of texts"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(recipe, base, kind, words, message, bases, data, tmp_path: Path) -> None:
+    assert message in finetune(recipe, tmp_path / "run", bases[base], data[kind], *words).fault
+    assert not (tmp_path / "run").exists()
+
+
+def test_freezing_and_layer_decay(bases, data, tmp_path: Path) -> None:
+    frozen = {"train.freeze": '["transformer.tokens", "transformer.blocks.0"]', "optim.layer_decay": 0.5}
+    outcome = finetune("classification", tmp_path / "run", bases["bert"], data["classification"], **frozen)
+    assert outcome.code == 0
+    base, model = load_model(bases["bert"]).state_dict(), load_model(tmp_path / "run").state_dict()
+    moved = {name for name in base if name in model and not torch.equal(base[name], model[name])}
+    assert not any(name.startswith(("transformer.tokens", "transformer.blocks.0.")) for name in moved)
+    assert any(name.startswith("transformer.blocks.1.") for name in moved)
+
+
+@pytest.mark.parametrize("recipe", ["ner", "classification"])
+def test_a_dry_run_measures_a_model_with_labels_and_writes_nothing(recipe, bases, data, tmp_path: Path) -> None:
+    outcome = finetune(recipe, tmp_path / "run", bases["bert"], data[recipe], "--dry-run")
+    assert outcome.code == 0
+    assert "memory: about" in outcome.err
+    assert "step 1: loss" in outcome.err
+    assert not (tmp_path / "run").exists()
