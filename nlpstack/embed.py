@@ -152,9 +152,6 @@ def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: s
         raise ConfigError(f"{out}: holds the z-scores that are asked for; give another name")
 
 
-# -- texts -----------------------------------------------------------------------------------------------------------
-
-
 def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each text behind the place where it stands; an empty one is an error, since rows are to match lines."""
     listed = () if isinstance(source, Path) else ((f"text {number}", text) for number, text in enumerate(source, 1))
@@ -191,9 +188,6 @@ def _json_text(line: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise DataError(f"{where}: expected an object with a string 'text'")
     return str(row["text"])
-
-
-# -- vectors ---------------------------------------------------------------------------------------------------------
 
 
 class _Encoder:
@@ -272,9 +266,6 @@ class _Encoder:
             digest.update(f"{name} {list(tensor.shape)}".encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
         return {"model_sha256": digest.hexdigest(), "layer": self.layer, "pooling": self.options.pooling}
-
-
-# -- files -----------------------------------------------------------------------------------------------------------
 
 
 def _packed(vectors: Vectors) -> bytes:

@@ -64,9 +64,6 @@ _RULES = {  # how a choice is made, and what is said where a measurement contrad
 }
 
 
-# -- info --------------------------------------------------------------------------------------------------------------
-
-
 def info(
     target: str | Path, overrides: Sequence[str] = (), *, flags: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -191,9 +188,6 @@ def _training(model: LanguageModel, config: RunConfig | None, choices: Choices |
         "activation_checkpointing": train.activation_checkpointing,
     }
     return {"training": training, "bytes": asdict(estimate)}
-
-
-# -- doctor ------------------------------------------------------------------------------------------------------------
 
 
 def doctor(

@@ -140,8 +140,6 @@ class Job:
             report = next(trainer.steps())
             self.say(f"step 1: loss {report.loss:.4f}, gradient norm {report.grad_norm:.3f}; nothing was written")
 
-    # -- before the first step ---------------------------------------------------------------------------------------
-
     def _finished(self, kept: Choices) -> RunResult | None:
         """The figures of a run that has nothing left to do; without its model, the last checkpoint makes that again."""
         figures = (self.folder.results() or {}).get("run")
@@ -236,8 +234,6 @@ class Job:
             "inexact": {"changed": choices.unkept() or self.folder.record.get("inexact", {}).get("changed")},
         }
         return {name: table for name, table in tables.items() if any(table.values())}
-
-    # -- after the last step -----------------------------------------------------------------------------------------
 
     def _write_model(self, trainer: Trainer, material: Material) -> None:
         state = trainer.state

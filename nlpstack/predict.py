@@ -174,9 +174,6 @@ def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> str:
     return f"{before}{text if before else text.lstrip()}{after}"
 
 
-# -- labels, entities and texts for a file -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """How predictions are made."""

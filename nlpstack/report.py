@@ -61,9 +61,6 @@ def _png(figure: "Figure", **options: Any) -> bytes:
     return file.getvalue()
 
 
-# -- losses ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class LossCurves:
     """What a run logged: (step, value) pairs in nats a token; nan where a value was not finite."""
@@ -138,9 +135,6 @@ def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
     except Exception as error:  # whatever matplotlib stumbles over: all else of the run is written
         reason = " ".join(str(error).split())
         note(f"warning: {LOSS_PICTURE} is left out, it could not be drawn ({type(error).__name__}: {reason})")
-
-
-# -- attention -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,11 @@
 """`nlpstack finetune`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nlpstack.cli.options import complete_recipes, folder_option
 from nlpstack.cli.training import run_training, training_options
-
-if TYPE_CHECKING:
-    from nlpstack.job import RunOptions, RunResult
-    from nlpstack.train.log import Reporter
 
 
 @click.command("finetune")
@@ -42,19 +38,5 @@ def finetune_command(
         raise click.UsageError("give a RECIPE or a --task")
     if recipe is not None and lora:
         raise click.UsageError("--lora goes with --task; a RECIPE says itself what adapters it has (lora.rank)")
-
-    def train(options: "RunOptions", reporter: "Reporter") -> "RunResult | None":
-        from nlpstack.finetune import finetune
-
-        return finetune(
-            recipe or f"{task}{'-lora' * lora}",
-            given["overrides"],
-            task=task,
-            out=given["out"],
-            resume=given["resume"],
-            overwrite=given["overwrite"],
-            options=options,
-            reporter=reporter,
-        )
-
-    run_training(train, given, {"task.ignore_unknown": unknown_labels == "ignore" if unknown_labels else None})
+    flags = {"task.ignore_unknown": unknown_labels == "ignore" if unknown_labels else None}
+    run_training("finetune", recipe or f"{task}{'-lora' * lora}", given, flags, task=task)

@@ -2,7 +2,7 @@
 
 import click
 
-from nlpstack.cli.options import base_option, complete_folders, echo_json, make_reporter, output_options
+from nlpstack.cli.options import base_option, complete_folders, echo, make_reporter, output_options
 
 
 @click.command("merge")
@@ -20,14 +20,8 @@ def merge_command(
     Example:
       nlpstack merge runs/ner-lora --out merged
     """
-    from dataclasses import asdict
-
     from nlpstack.merge import merge
 
     result = merge(adapter, out, base=base, tolerance=tolerance, note=make_reporter(quiet=quiet).say)
-    if as_json:
-        echo_json(asdict(result))
-    else:
-        click.echo(
-            f"{result.out}: {result.layers} layers merged; the largest logit difference is {result.difference:.2e}"
-        )
+    merged = f"{result.layers} layers merged; the largest logit difference is {result.difference:.2e}"
+    echo(result, f"{result.out}: {merged}", as_json=as_json)

@@ -1,15 +1,11 @@
 """`nlpstack pretrain`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nlpstack.cli.options import complete_recipes, folder_option
 from nlpstack.cli.training import run_training, training_options
-
-if TYPE_CHECKING:
-    from nlpstack.job import RunOptions, RunResult
-    from nlpstack.train.log import Reporter
 
 
 @click.command("pretrain")
@@ -34,19 +30,4 @@ def pretrain_command(recipe: str | None, arch: str | None, **given: Any) -> None
     """
     if recipe is None and arch is None:
         raise click.UsageError("give a RECIPE or --arch gpt")
-
-    def train(options: "RunOptions", reporter: "Reporter") -> "RunResult | None":
-        from nlpstack.pretrain import pretrain
-
-        return pretrain(
-            recipe or str(arch),
-            given["overrides"],
-            arch=arch,
-            out=given["out"],
-            resume=given["resume"],
-            overwrite=given["overwrite"],
-            options=options,
-            reporter=reporter,
-        )
-
-    run_training(train, given, {"data.documents": given["documents"]})
+    run_training("pretrain", recipe or str(arch), given, {"data.documents": given["documents"]}, arch=arch)

@@ -1,6 +1,6 @@
 """What the commands that train have in common: their options, and what they print."""
 
-from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,8 +17,7 @@ from nlpstack.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from nlpstack.job import RunOptions, RunResult
-    from nlpstack.train.log import Reporter
+    pass
 
 # Data and folder of a run, length, machine, values, and what may happen to a run that stands.
 training_options = together(
@@ -37,10 +36,8 @@ training_options = together(
 )
 
 
-def run_training(
-    train: "Callable[[RunOptions, Reporter], RunResult | None]", given: dict[str, Any], flags: dict[str, Any]
-) -> None:
-    """Call a stage that trains with what was typed, and print what came back."""
+def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str, Any], **chosen: str | None) -> None:
+    """Call the function of a stage that trains with what was typed, and print what came back."""
     from nlpstack.job import RunOptions
     from nlpstack.train.runtime import StopSignal, keep_freed_memory
 
@@ -58,7 +55,14 @@ def run_training(
             command=typed_command(),
             **{name: given[name] for name in ("model", "dry_run", "inexact")},
         )
-        result = train(options, make_reporter(quiet=given["quiet"]))
+        result = getattr(import_module(f"nlpstack.{stage}"), stage)(
+            recipe,
+            given["overrides"],
+            **{name: given[name] for name in ("out", "resume", "overwrite")},
+            options=options,
+            reporter=make_reporter(quiet=given["quiet"]),
+            **chosen,
+        )
     if given["as_json"]:
         echo_json(result or {"dry_run": True})
     elif result is not None:

@@ -39,9 +39,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
-
-
 def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tensor]]:
     """The JSON files, by name, and tensors of what trains, which `peft` opens on the base that `model.base` names."""
     wrapped = adapters(model)
@@ -140,9 +137,6 @@ def _shortest(wrapped: list[str], linears: Mapping[str, object]) -> list[str]:
     ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in wrapped})
     matched = [name for name in linears if any(name == end or name.endswith(f".{end}") for end in ends)]
     return ends if sorted(matched) == sorted(wrapped) else wrapped
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 class _Read(NamedTuple):

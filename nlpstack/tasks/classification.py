@@ -124,8 +124,6 @@ class Classification:
         assert isinstance(model, BERT)
         return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()  # (B, C)
 
-    # -- scores ----------------------------------------------------------------------------------------------------
-
     def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
         """All rows, in batches under the token budget."""
         return data.batches(config.batch_tokens)

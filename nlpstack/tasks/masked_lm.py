@@ -90,8 +90,6 @@ class MaskedLM:
         """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
         return masked_loss(model, batch, self.loss_chunk)
 
-    # -- scores ----------------------------------------------------------------------------------------------------
-
     def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[ScoredBatch]:
         """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
         rows = self.scored_rows(data, config)
@@ -166,8 +164,6 @@ class MaskedLM:
             f"|max_tokens:{config.max_tokens or 'all'}"
             f"|pseudo_tokens:{config.pseudo_tokens}|mask_seed:{config.seed}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
         )
-
-    # -- to look at ------------------------------------------------------------------------------------------------
 
     def prompts(self, data: TokenShards, n: int) -> list[list[int]]:
         """`n` stretches of a few tokens from evenly spread places of a split."""

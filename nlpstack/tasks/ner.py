@@ -126,8 +126,6 @@ class NER:
         self.allowed = may_follow(labels.names) if config.constrained else None
         self._pieces: dict[str, list[int]] = {}
 
-    # -- words to rows ---------------------------------------------------------------------------------------------
-
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
         """The pieces of each word of a sentence, as they are in the words joined by one space; none has no piece."""
         spelled = [word if place == 0 else f" {word}" for place, word in enumerate(words)]
@@ -191,8 +189,6 @@ class NER:
             one[places] = tags
             labels.append(one)
         return {"tag": pad_rows(labels, IGNORE_INDEX)}, {"tag": sum(len(row.labels[0]) for row in rows)}
-
-    # -- loss and scores -------------------------------------------------------------------------------------------
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy summed over words, each by its first piece."""

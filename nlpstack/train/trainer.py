@@ -99,8 +99,6 @@ class Trainer:
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.task.loss(self.model, batch)
 
-    # -- steps -----------------------------------------------------------------------------------------------------
-
     def steps(self) -> Iterator[StepReport]:
         """Train from where the state stands to the last step, yielding a report after each."""
         self.model.train()
@@ -207,8 +205,6 @@ class Trainer:
             )
         self.reporter.say(f"{where}: {fault}, step skipped ({self.state.skips} of at most {allowed} in a row)")
 
-    # -- a whole run -----------------------------------------------------------------------------------------------
-
     def train(self) -> None:
         """Run to the last step, or to early stopping; raises Stopped after saving if a signal asked for it."""
         if self._stops_early():
@@ -286,8 +282,6 @@ class Trainer:
         for sample in found.get("samples", []):
             self.reporter.say(f"      {sample['prompt']!r} -> {sample['text']!r}")
         return improved
-
-    # -- state -----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write a checkpoint of everything."""
