@@ -88,13 +88,13 @@ def _evaluate_one(
     config = _eval_config(options, record)
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        subject = _Subject(model=model, path=path, options=options, record=record, note=note)
         name = labelled_task_of(model, record)
-        made = _labelled(model, name, path, options, record, note) if name else None
-        scored = made or _corpus(model, path, options, record, cache, note)
+        scored = subject.labelled(name) if name else subject.corpus(cache)
         started = time.perf_counter()
         scores = evaluator.evaluate(model, scored.task, scored.data, config, device=device, dtype=dtype)
         seconds = time.perf_counter() - started
-    counted = f"{len(made.data.examples):,} examples" if made else f"{scores['loss'].n:,} tokens"
+    counted = f"{len(scored.data.examples):,} examples" if name else f"{scores['loss'].n:,} tokens"
     note(f"{path}: {counted} scored in {seconds:.1f} s")
     task = scored.task
     names = list(options.metrics) or list(scores)
@@ -123,65 +123,86 @@ class _Scored(NamedTuple):
     key: str  # hash of the data
 
 
-def _corpus(
-    model: LanguageModel,
-    path: Path,
-    options: EvalOptions,
-    record: Mapping[str, Any],
-    cache: Path,
-    note: Callable[[str], None],
-) -> _Scored:
-    """A split of plain text, for a pretrained model."""
-    split, task = _split(path, options, record, note), _task(model, path, record)
-    threads = options.threads or torch.get_num_threads()
-    shards = tokenize_split(split, model.tokenizer, task.layout, cache, threads=threads, note=note)
-    return _Scored(task, shards, split.name, split.key)
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A model to be evaluated, and what is known and asked of it."""
 
+    model: LanguageModel
+    path: Path
+    options: EvalOptions
+    record: Mapping[str, Any]  # of its run; empty if it is of none
+    note: Callable[[str], None]
 
-def _labelled(
-    model: LanguageModel,
-    name: str,
-    path: Path,
-    options: EvalOptions,
-    record: Mapping[str, Any],
-    note: Callable[[str], None],
-) -> _Scored:
-    """A split of labelled data, for a model that was fine-tuned."""
-    paths = list(options.data) or record.get("data", {}).get("paths", [])
-    if not paths:
-        raise DataError(f"{path}: not a run, so it names no data; give --data FILE|DIR")
-    files: dict[str, list[Path]] = labelled_splits(paths, name)
-    if options.data:
-        splits = read_labelled(files, name, note)
-    else:
-        share, seed = record["data"]["val_share"], record["train"]["seed"]
-        splits = load_labelled(paths, name, val_share=share, seed=seed, note=note)
-    wanted = (options.split,) if options.split else ("test", "all", "val", "train")
-    split = next((one for one in wanted if one in splits), None)
-    if split is None:
-        raise DataError(f"--split {options.split}: the data has no such split; it has: {', '.join(sorted(splits))}")
-    if options.split is None and split in ("val", "train"):
-        note(f"{path}: no test split; the {split} split is scored")
-    key = split_key(files.get(split) or files.get("train") or files["all"])
-    if not options.data and record.get("hashes", {}).get(f"data_{split}", key) != key:
-        note(f"warning: the {split} split is not the data that {path} was made with")
-    values = {**record.get("task", {}), **({"ignore_unknown": True} if options.ignore_unknown else {})}
-    config: TaskConfig = build(TaskConfig, {**values, "name": name}, "task", {}, f"{path}/config.toml")
-    task = labelled_task(model, config)
-    examples: Any = splits[split]
-    return _Scored(task, task.encode(examples, split, note), split, key)
+    def corpus(self, cache: Path) -> _Scored:
+        """A split of plain text, for a pretrained model."""
+        splits, task = self._texts(), self._task()
+        split = splits[self._choose({name: split.key for name, split in splits.items()})]
+        threads = self.options.threads or torch.get_num_threads()
+        shards = tokenize_split(split, self.model.tokenizer, task.layout, cache, threads=threads, note=self.note)
+        return _Scored(task, shards, split.name, split.key)
 
+    def labelled(self, name: str) -> _Scored:
+        """A split of labelled data, for a model that was fine-tuned for the task of this name."""
+        paths, record = self._paths(), self.record
+        files: dict[str, list[Path]] = labelled_splits(paths, name)
+        if self.options.data:
+            splits = read_labelled(files, name, self.note)
+        else:
+            share, seed = record["data"]["val_share"], record["train"]["seed"]
+            splits = load_labelled(paths, name, val_share=share, seed=seed, note=self.note)
+        keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
+        split = self._choose(keys)
+        values = {**record.get("task", {}), **({"ignore_unknown": True} if self.options.ignore_unknown else {})}
+        config: TaskConfig = build(TaskConfig, {**values, "name": name}, "task", {}, f"{self.path}/config.toml")
+        task, examples = labelled_task(self.model, config), splits[split]
+        return _Scored(task, task.encode(examples, split, self.note), split, keys[split])  # type: ignore[arg-type]
 
-def _task(model: LanguageModel, path: Path, record: Mapping[str, Any]) -> CausalLM | MaskedLM:
-    """The task that a model is scored on: that of its run, or what its heads can do."""
-    if isinstance(model, GPT):
-        return CausalLM(model.tokenizer)
-    if "mlm" not in model.heads:
-        raise ModelError(f"{path}: has no head that guesses masked tokens, so there is nothing to score; see: embed")
-    values = record.get("task", {"nsp": "nsp" in model.heads})
-    config = build(TaskConfig, values, "task", {}, f"{path}/config.toml")
-    language = record.get("data", {}).get("language", DataConfig().language)
-    return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
+    def _paths(self) -> list[str]:
+        paths = list(self.options.data) or self.record.get("data", {}).get("paths", [])
+        if not paths:
+            raise DataError(f"{self.path}: not a run, so it names no data; give --data FILE|DIR")
+        return paths
+
+    def _texts(self) -> dict[str, Split]:
+        """The splits of the text given with --data, or else of the run's own."""
+        options, paths = self.options, self._paths()
+        if options.data:
+            config = DataConfig(paths=paths, documents=options.documents or "files")  # type: ignore[arg-type]
+            splits = whole_corpus(config, self.note)
+            if "all" in splits and options.split in ("train", "val"):
+                return cut_val(splits["all"], config.val_share, self.note)
+            return splits
+        values = {**self.record["data"], **({"documents": options.documents} if options.documents else {})}
+        return load_corpus(build(DataConfig, values, "data", {}, f"{self.path}/config.toml"), self.note)
+
+    def _choose(self, keys: Mapping[str, str]) -> str:
+        """The split that is scored: the one asked for, else test, else val, else all of files given with --data.
+
+        `keys` are hashes of the splits that there are.
+        """
+        asked, recorded = self.options.split, self.record.get("hashes", {})
+        name = next((one for one in ((asked,) if asked else ("test", "all", "val", "train")) if one in keys), None)
+        if name is None:
+            raise DataError(f"--split {asked}: the data has no such split; it has: {', '.join(sorted(keys))}")
+        if asked is None and name in ("val", "train"):
+            self.note(f"{self.path}: no test split; the {name} split is scored")
+        if not self.options.data and recorded.get(f"data_{name}", keys[name]) != keys[name]:
+            self.note(f"warning: the {name} split is not the text that {self.path} was made with")
+        return name
+
+    def _task(self) -> CausalLM | MaskedLM:
+        """The task that a pretrained model is scored on: that of its run, or what its heads can do."""
+        model, record = self.model, self.record
+        if isinstance(model, GPT):
+            return CausalLM(model.tokenizer)
+        if "mlm" not in model.heads:
+            raise ModelError(
+                f"{self.path}: has no head that guesses masked tokens, so there is nothing to score; see: embed"
+            )
+        values = record.get("task", {"nsp": "nsp" in model.heads})
+        config = build(TaskConfig, values, "task", {}, f"{self.path}/config.toml")
+        language = record.get("data", {}).get("language", DataConfig().language)
+        return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
 
 
 def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
@@ -198,27 +219,3 @@ def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
     origin = {f"eval.{key}": "config.toml" for key in values} | {f"eval.{key}": f"--{key}" for key in asked}
     config: EvalConfig = build(EvalConfig, {**values, **asked}, "eval", origin, "eval")
     return config
-
-
-def _split(path: Path, options: EvalOptions, record: Mapping[str, Any], note: Callable[[str], None]) -> Split:
-    """The split that is scored: the one asked for, else test, else val, else all of files given with --data."""
-    if options.data:
-        config = DataConfig(paths=list(options.data), documents=options.documents or "files")  # type: ignore[arg-type]
-        splits = whole_corpus(config, note)
-        if "all" in splits and options.split in ("train", "val"):
-            splits = cut_val(splits["all"], config.val_share, note)
-    elif "data" in record:
-        values = {**record["data"], **({"documents": options.documents} if options.documents else {})}
-        splits = load_corpus(build(DataConfig, values, "data", {}, f"{path}/config.toml"), note)
-    else:
-        raise DataError(f"{path}: not a run, so it names no data; give --data FILE|DIR")
-    wanted = (options.split,) if options.split else ("test", "all", "val", "train")
-    for name in wanted:
-        if name in splits:
-            if options.split is None and name in ("val", "train"):
-                note(f"{path}: no test split; the {name} split is scored")
-            key = splits[name].key
-            if not options.data and record.get("hashes", {}).get(f"data_{name}", key) != key:
-                note(f"warning: the {name} split is not the text that {path} was made with")
-            return splits[name]
-    raise DataError(f"--split {options.split}: the data has no such split; it has: {', '.join(sorted(splits))}")

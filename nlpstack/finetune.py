@@ -13,16 +13,15 @@ from nlpstack.data.loader import Bucketed
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
-from nlpstack.hub import load_model, weights_hash
+from nlpstack.hub import weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.lora import add_lora
-from nlpstack.report import add_loss_picture
-from nlpstack.start import newest_pretrained, with_shape_of
+from nlpstack.start import load_start, newest_pretrained, with_shape_of
 from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import LOSS_PICTURE, Run, load_run, read_record
+from nlpstack.train.run import Run, load_run, read_record
 
 Note = Callable[[str], None]
 
@@ -49,11 +48,15 @@ def finetune(
     """
     options, reporter = options or RunOptions(), reporter or Silent()
     run = load_run(recipe, "finetune", options.flags, overrides)
-    _check_recipe(run, task)
+    own = run.config.task.name
+    if not own or task not in (None, own):
+        raise ConfigError(
+            f"--task {task}: the recipe '{run.name}' is of the task {own or 'of pretraining'} (task.name)"
+        )
     path = Path(out) if out is not None else RUNS / run.name
     place = _start(run, options, path, resume=resume)
     reporter.say(f"starts from {place}")
-    start = load_model(place)
+    start = load_start(place)
     _check_start(start, run.config.task.name, place)
     run = with_shape_of(start, run, f"--model {place}")
 
@@ -61,19 +64,7 @@ def finetune(
         return _prepare(run, start, place, note)
 
     options = replace(options, model=place)
-    result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
-    if result is not None and not (result.finished_before and (path / LOSS_PICTURE).exists()):
-        with options.stop.deferred():
-            add_loss_picture(path, reporter.say)
-    return result
-
-
-def _check_recipe(run: Run, task: str | None) -> None:
-    own = run.config.task.name
-    if not own:
-        raise ConfigError(f"the recipe '{run.name}' has no task.name: classification, ner or generation")
-    if task is not None and task != own:
-        raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own} (task.name)")
+    return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
 def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
@@ -88,13 +79,9 @@ def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
 
 
 def _check_start(start: LanguageModel, task: str, place: Path) -> None:
-    if start.base is not None:
-        raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
     if isinstance(start, GPT) != (task == "generation"):
         kind, takes = ("GPT", "BERT") if isinstance(start, GPT) else ("BERT", "GPT")
         raise ModelError(f"{place}: a {kind}, and the task {task} takes a {takes}; name another with --model DIR")
-    if start.tokenizer is None:
-        raise ModelError(f"{place}: has no tokenizer, so text cannot be turned into its tokens")
 
 
 def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Material:

@@ -25,11 +25,12 @@ from nlpstack.memory import describe_memory, estimate_memory
 from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
+from nlpstack.report import add_loss_picture
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
-from nlpstack.train.run import Run, RunConfig, RunFolder, TrainConfig, describe_choices
+from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, TrainConfig, describe_choices
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 
@@ -305,7 +306,11 @@ def run_job(
     with RunFolder.open(out, resume=resume, overwrite=overwrite) as folder:
         if folder.record:
             folder.check_unchanged(run)
-        return Job(run, options, folder, reporter, prepare).execute()
+        result = Job(run, options, folder, reporter, prepare).execute()
+    if not (result.finished_before and (out / LOSS_PICTURE).exists()):
+        with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
+            add_loss_picture(out, reporter.say)
+    return result
 
 
 def run_session(train: TrainConfig, kept: Choices | None = None) -> AbstractContextManager[None]:

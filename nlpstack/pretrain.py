@@ -12,16 +12,16 @@ from nlpstack.data.loader import Shuffled
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, ModelError
-from nlpstack.hub import load_model, weights_hash
+from nlpstack.hub import weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import BERT, GPT, LanguageModel
-from nlpstack.report import add_loss_picture
-from nlpstack.start import with_shape_of
+from nlpstack.model.heads import HEADS
+from nlpstack.start import load_start, with_shape_of
 from nlpstack.tasks import CausalLM, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.log import Reporter, Silent
-from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, load_run
+from nlpstack.train.run import Run, RunConfig, load_run
 
 Note = Callable[[str], None]
 
@@ -53,16 +53,12 @@ def pretrain(
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
-    start = load_model(options.model) if options.model is not None else None
+    start = load_start(options.model) if options.model is not None else None
     if start is not None:
         run = with_shape_of(start, run, f"--model {options.model}")
     path = Path(out) if out is not None else Path("runs") / run.name
     prepare = partial(_prepare, run, start, options)
-    result = run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
-    if result is not None and not (result.finished_before and (path / LOSS_PICTURE).exists()):
-        with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
-            add_loss_picture(path, reporter.say)
-    return result
+    return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
 def _prepare(
@@ -145,7 +141,7 @@ def _masked_material(
 
 def _bert(config: RunConfig, start: LanguageModel | None, task: MaskedLM, note: Note) -> BERT:
     """A BERT with the heads that its task trains; those that `start` has keep its weights, the others are fresh."""
-    there = start.heads if isinstance(start, BERT) else ()
+    there = [head for head in start.heads if head in HEADS] if isinstance(start, BERT) else []
     model = BERT.create(config.model, seed=config.train.seed, tokenizer=task.tokenizer, heads={*task.heads, *there})
     if start is None:
         return model
@@ -162,9 +158,7 @@ def _given_tokenizer(options: RunOptions, start: LanguageModel | None) -> Tokeni
     given = load_tokenizer(Path(options.tokenizer)) if options.tokenizer is not None else None
     if start is None:
         return given
-    own: Tokenizer | None = start.tokenizer
-    if own is None:
-        raise ModelError(f"{options.model}: has no tokenizer, so text cannot be turned into its tokens")
+    own: Tokenizer = start.tokenizer
     if given is not None and given.hash != own.hash:
         raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
     return own

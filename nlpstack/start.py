@@ -24,6 +24,16 @@ def open_model(
     return load_model(model, device=resolve_device(device), dtype=DTYPES[dtype or "fp32"]), str(model)
 
 
+def load_start(place: str | Path) -> LanguageModel:
+    """The model that a run begins with; ModelError for an adapter, and where there is no tokenizer."""
+    start = load_model(place)
+    if start.base is not None:
+        raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
+    if start.tokenizer is None:
+        raise ModelError(f"{place}: has no tokenizer, so text cannot be turned into its tokens")
+    return start
+
+
 def frame(model: LanguageModel, name: str) -> tuple[list[int], list[int]]:
     """The special ids before and after a text that the model reads; ModelError if its tokenizer lacks them."""
     tokenizer = model.tokenizer

@@ -258,3 +258,15 @@ def test_a_dry_run_measures_a_model_with_labels_and_writes_nothing(recipe, bases
     assert "memory: about" in outcome.err
     assert "step 1: loss" in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_goes_on_from_a_classifier_but_not_from_an_adapter(bases, data, tmp_path: Path) -> None:
+    words = ["--data", "sample:abstracts", "--set", "train.steps=1", "--set", "train.batch_size=2"]
+    words += ["--set", "eval.pseudo_tokens=20", "--set", "eval.max_tokens=500", "--set", "eval.resamples=10"]
+    finetune("classification", tmp_path / "whole", bases["bert"], data["classification"]).json  # noqa: B018
+    outcome = nlpstack("pretrain", "bert", "--model", tmp_path / "whole", "--out", tmp_path / "on", *words)
+    assert outcome.code == 0, outcome.err
+    assert load_model(tmp_path / "on").heads == ("mlm", "pooler", "nsp")
+    finetune("ner-lora", tmp_path / "lora", bases["bert"], data["ner"]).json  # noqa: B018
+    fault = nlpstack("pretrain", "bert", "--model", tmp_path / "lora", "--out", tmp_path / "no", *words).fault
+    assert "an adapter; merge it first (nlpstack merge" in fault

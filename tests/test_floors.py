@@ -18,7 +18,6 @@ FLOORS: dict[str, float] = {
         ["pretrain", "finetune", "eval", "generate", "predict", "embed", "merge", "prepare", "compare", "inspection"], 7
     ),
     "attention": 7,
-    "check": 7,
     "job": 6.5,  # a whole run: it asks what stands on the floor below
     "baselines": 6,
     "memory": 6,
