@@ -134,7 +134,8 @@ class Job:
             self.say(describe_memory(estimate_memory(material.model, self.config, choices, batch_size=batch_size)))
             minutes = self.config.train.minutes
             steps = f"{choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
-            self.say(f"steps: {steps} of at most {batch_size} sequences; {describe_choices(choices)}")
+            at_most = "at most " if isinstance(material.order, Bucketed) else ""
+            self.say(f"steps: {steps} of {at_most}{batch_size} sequences; {describe_choices(choices)}")
             batch = trainer.loader.micro_batches(0)[0]
             self.say(f"first batch: {tuple(batch.tokens.shape)}, {batch.n_targets}, {batch.tokens[0, :16].tolist()}...")
             trainer.choices = replace(choices, steps=max(1, choices.steps))

@@ -97,6 +97,8 @@ def test_the_commands_run_one_after_another_with_shortened_training(tmp_path, mo
         _, *words = shlex.split(line)
         if words[0] == "pretrain":
             words += [word for key, value in SHORT.items() for word in ("--set", f"{key}={value}")]
+        elif words[0] == "finetune":
+            words += ["--set", "train.steps=3", "--set", "eval.resamples=20"]
         done = nlpstack(*words)
         assert done.code == 0, (line, done.err)
         assert done.out, line
