@@ -25,12 +25,10 @@ def open_model(
 
 
 def load_start(place: str | Path) -> LanguageModel:
-    """The model that a run begins with; ModelError for an adapter, and where there is no tokenizer."""
+    """The model that a run begins with; ModelError for an adapter."""
     start = load_model(place)
     if start.base is not None:
         raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
-    if start.tokenizer is None:
-        raise ModelError(f"{place}: has no tokenizer, so text cannot be turned into its tokens")
     return start
 
 
@@ -74,6 +72,8 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
     if not run.config.task.name and start.config.causal != run.config.model.causal:
         there, wanted = ("GPT", "BERT") if start.config.causal else ("BERT", "GPT")
         raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
+    if start.tokenizer is None:
+        raise ModelError(f"{source}: has no tokenizer, so text cannot be turned into its tokens")
     for key, setter in resolved.origin.items():
         section, _, name = key.partition(".")
         if section != "model" or name == "dropout" or setter not in ("flag", "--set"):

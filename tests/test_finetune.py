@@ -225,7 +225,13 @@ def test_the_newest_pretraining_run_of_the_right_arch_is_taken(bases, data, tmp_
             ["--set", 'lora.targets=["query"]'],
             "lora.targets query: no such layer; there are",
         ),
-        ("ner", "bert", "ner", ["--set", "task.threshold=0.3"], "task.threshold: the task ner has no such choice"),
+        (
+            "ner",
+            "bert",
+            "ner",
+            ["--set", "task.threshold=0.3"],
+            "task.threshold: classification; the task ner has no such choice",
+        ),
         (
             "ner",
             "bert",

@@ -142,7 +142,8 @@ def check_task(run: Run) -> None:
         name = key.removeprefix("task.")
         if name not in (key, "name", *used) and getattr(task, name) != getattr(TaskConfig, name):
             what = f"the task {task.name}" if task.name else "a GPT (model.causal=true)" if model.causal else "a BERT"
-            raise ConfigError(f"{setter}: {key}: {what} has no such choice")
+            owners = ["of a BERT" if owner == "masked_lm" else owner for owner, keys in USED_BY.items() if name in keys]
+            raise ConfigError(f"{setter}: {key}: {', '.join(owners)}; {what} has no such choice")
     if task.name or model.causal:
         return
     for key in ("window", "stride"):
