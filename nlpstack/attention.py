@@ -1,6 +1,6 @@
 """What `nlpstack attention` does: a model and a text in, a picture or a page of who looks at whom out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from nlpstack import report
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import write_bytes
+from nlpstack.files import check_output, write_bytes, writing
 from nlpstack.model import BERT, LanguageModel, Transformer
 from nlpstack.start import frame, open_model
 from nlpstack.train.runtime import session
@@ -63,10 +63,8 @@ def attention(
         data = report.attention_picture(pattern)
     else:
         data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
-    try:
+    with writing(Path(out)):
         write_bytes(Path(out), data)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give another place") from error
     return AttentionResult(
         out=str(out),
         layers=list(pattern.layers),
@@ -80,10 +78,7 @@ def _suffix(out: Path) -> str:
     suffix = out.suffix.lower()
     if suffix not in MAX_WEIGHTS:
         raise ConfigError(f"{out}: the name must end in .html (a page) or .png (a picture)")
-    if out.is_dir():
-        raise ConfigError(f"{out}: is a folder; give the name of a file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}; make it first")
+    check_output(out)
     if suffix == ".png" and not report.can_draw():
         raise ConfigError(f"{out}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
     return suffix
@@ -148,9 +143,7 @@ class _Recorder(TorchFunctionMode):
         self.n_calls = 0
         self.weights: dict[int, Tensor] = {}  # number of the call -> (H, T, T)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             if self.n_calls in self.wanted:
@@ -169,9 +162,7 @@ def attention_weights(transformer: Transformer, tokens: Tensor, *, layers: Seque
     model is left as it is. Raises ModelError in training mode, where dropout would change the weights.
     """
     if transformer.training:
-        raise ModelError(
-            "attention weights of a model in training mode, where dropout changes them; call .eval() first"
-        )
+        raise ModelError("attention weights in training mode, where dropout changes them; call .eval() first")
     wanted = range(transformer.config.n_layers) if layers is None else layers
     with _Recorder(wanted) as recorder:
         transformer(tokens[None])

@@ -18,8 +18,7 @@ def masked_token_baselines(train: TokenShards, batches: Iterable[Batch]) -> dict
     """
     tokens = train.read(0, min(len(train), _COUNTED_TOKENS))
     size = train.spec.vocab_size
-    counts = np.bincount(tokens, minlength=size)
-    unigram = int(counts.argmax())
+    unigram = int(np.bincount(tokens, minlength=size).argmax())
     pairs, times = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
     order = np.lexsort((-pairs, times))  # of the equally frequent ones the smallest id comes last, and stays
     followers = np.full(size, unigram)

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from nlpstack.errors import ConfigError
 
+T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
 # Tables of a run's config.toml that say how it came about; a recipe may hold them, and they change nothing.
 RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact", "start")
@@ -56,7 +57,7 @@ def resolve(
                 values[section][key] = value
                 origin[f"{section}.{key}"] = source
     notes = [note for name in schema for note in _fit_options(values[name], origin, layers, name, schema[name])]
-    sections = {name: build(cls, values[name], name, origin, str(recipe)) for name, cls in schema.items()}
+    sections: dict[str, Any] = {s: build(cls, values[s], s, origin, str(recipe)) for s, cls in schema.items()}
     return Resolved(sections, origin, notes)
 
 
@@ -76,10 +77,8 @@ def _drop_rivals(
 def _fit_options(
     values: dict[str, Any], origin: dict[str, str], layers: list[tuple[str, Values]], section: str, cls: type
 ) -> list[str]:
-    """Leave out what a choice of a later layer has no use for (`options_of` of the section's class); lines that say so.
-
-    An option that stays but was set for another choice, whose default differs, is named too.
-    """
+    """Leave out what a choice of a later layer has no use for (`options_of` of its class); lines that say so."""
+    # An option that stays but was set for another choice, whose default differs, is named too.
     found: tuple[str, Mapping[str, Mapping[str, Any]]] = getattr(cls, "options_of", ("", {}))
     key, options = found
     chosen = [(place, layer[section][key]) for place, (_, layer) in enumerate(layers) if key in layer.get(section, {})]
@@ -197,7 +196,7 @@ def near(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; there are: {', '.join(known)}" if known else ""
 
 
-def build(cls: type, values: Mapping[str, Any], section: str, origin: Mapping[str, str], recipe: str) -> Any:
+def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping[str, str], recipe: str) -> T:
     """One section's config object; ConfigError names the value, its origin and what would be right."""
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):

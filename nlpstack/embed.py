@@ -16,7 +16,7 @@ from nlpstack.data.batch import by_length, pad_rows
 from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, open_packed
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import write_bytes
+from nlpstack.files import check_output, write_bytes, writing
 from nlpstack.model import GPT, LanguageModel
 from nlpstack.start import frame, open_model
 from nlpstack.tokenizer.base import utf8
@@ -85,7 +85,7 @@ def embed(
     _check(options, path, corpus, out)
     with session(threads=options.threads or torch.get_num_threads(), deterministic=False):
         encoder = _Encoder(model, options)
-        if corpus is not None and _is_saved(corpus):  # refused before the work is done
+        if corpus is not None and corpus.suffix.lower() == ".npz":  # refused before the work is done
             saved = read_zscore(corpus, encoder.model.config.dim, **encoder.about())
         found = [one for block in encoder.blocks(_texts(path or source)) for one in block]
         if not found:
@@ -104,8 +104,10 @@ def embed(
     if out is not None:
         if zscore is not None and zscore is not saved:
             zscore_out = f"{Path(out)}.zscore.npz"
-            _write(Path(zscore_out), zscore_bytes(zscore))
-        _write(Path(out), _packed(vectors))
+            with writing(Path(zscore_out)):
+                write_bytes(Path(zscore_out), zscore_bytes(zscore))
+        with writing(Path(out)):
+            write_bytes(Path(out), _packed(vectors))
     return Embeddings(
         vectors=vectors,
         pooling=options.pooling,
@@ -121,10 +123,6 @@ def embed(
     )
 
 
-def _is_saved(zscore: Path) -> bool:
-    return zscore.suffix.lower() == ".npz"
-
-
 def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: str | Path | None) -> None:
     """Whatever cannot be meant is refused before a model is read for nothing."""
     if options.pooling not in POOLINGS:
@@ -134,7 +132,7 @@ def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: s
     accepted = f"accepted: {', '.join(SUFFIXES)}, each also with {' or '.join(PACKED)}"
     if path is not None and corpus_suffix(path) is None:
         raise DataError(f"{path}: not a kind of file that embed reads; {accepted}")
-    if corpus is not None and not _is_saved(corpus) and corpus_suffix(corpus) is None:
+    if corpus is not None and corpus.suffix.lower() != ".npz" and corpus_suffix(corpus) is None:
         raise DataError(f"{corpus}: no corpus to fit z-scores on; {accepted}; or the .npz of fitted ones")
     for file in (path, corpus):
         if file is not None and not file.is_file():
@@ -144,10 +142,7 @@ def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: s
     target, suffix = Path(out), ".npz" if options.pooling == "token" else ".npy"
     if target.suffix.lower() != suffix:
         raise ConfigError(f"{out}: the name must end in {suffix} with pooling {options.pooling}")
-    if target.is_dir():
-        raise ConfigError(f"{out}: is a folder; give the name of a file")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {target.parent}; make it first")
+    check_output(target)
     if corpus is not None and target.exists() and target.samefile(corpus):
         raise ConfigError(f"{out}: holds the z-scores that are asked for; give another name")
 
@@ -275,10 +270,3 @@ def _packed(vectors: Vectors) -> bytes:
     file = io.BytesIO()
     np.save(file, vectors, allow_pickle=False)
     return file.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        write_bytes(path, data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another place") from error

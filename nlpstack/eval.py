@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,16 +14,16 @@ from nlpstack import __version__
 from nlpstack.config import build, check_keys, near, parse_override
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
 from nlpstack.data.labelled import labelled_splits, load_labelled, read_labelled, split_key
-from nlpstack.data.readers import DataConfig
+from nlpstack.data.readers import DataConfig, Note
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import standing, write_text
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.model import GPT, LanguageModel
+from nlpstack.start import finished_runs
 from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig, labelled_task, labelled_task_of
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.train import evaluator, runtime
 from nlpstack.train.log import Reporter, Silent, finite
-from nlpstack.train.run import read_record, read_results, results_text
+from nlpstack.train.run import read_record, read_results, write_results
 
 RUNS = Path("runs")
 
@@ -67,20 +67,11 @@ def evaluate(
             result = _evaluate_one(path, options, device, dtype, reporter.say)
             results.append(result)
             if (path / "config.toml").exists():
-                before = read_results(path) or {}
-                write_text(path / "results.json", results_text({**before, "results": [result]}))
+                write_results(path, {**(read_results(path) or {}), "results": [result]})
     return results
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """Run folders with a model and the figures of their end, in order of their names."""
-    paths = sorted(path.parent for path in folder.glob("*/results.json"))
-    return [path for path in paths if "run" in (read_results(path) or {}) and standing(path / "model").exists()]
-
-
-def _evaluate_one(
-    path: Path, options: EvalOptions, device: torch.device, dtype: str, note: Callable[[str], None]
-) -> dict[str, Any]:
+def _evaluate_one(path: Path, options: EvalOptions, device: torch.device, dtype: str, note: Note) -> dict[str, Any]:
     model = load_model(path, device=device, base=options.base, note=note)
     if model.tokenizer is None:
         raise ModelError(f"{path}: has no tokenizer, so text cannot be turned into its tokens")
@@ -115,8 +106,6 @@ def _evaluate_one(
 
 
 class _Scored(NamedTuple):
-    """What is scored."""
-
     task: Task
     data: Any
     split: str
@@ -131,7 +120,7 @@ class _Subject:
     path: Path
     options: EvalOptions
     record: Mapping[str, Any]  # of its run; empty if it is of none
-    note: Callable[[str], None]
+    note: Note
 
     def corpus(self, cache: Path) -> _Scored:
         """A split of plain text, for a pretrained model."""
@@ -153,7 +142,7 @@ class _Subject:
         keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
         split = self._choose(keys)
         values = {**record.get("task", {}), **({"ignore_unknown": True} if self.options.ignore_unknown else {})}
-        config: TaskConfig = build(TaskConfig, {**values, "name": name}, "task", {}, f"{self.path}/config.toml")
+        config = build(TaskConfig, {**values, "name": name}, "task", {}, f"{self.path}/config.toml")
         task, examples = labelled_task(self.model, config), splits[split]
         return _Scored(task, task.encode(examples, split, self.note), split, keys[split])  # type: ignore[arg-type]
 
@@ -176,10 +165,7 @@ class _Subject:
         return load_corpus(build(DataConfig, values, "data", {}, f"{self.path}/config.toml"), self.note)
 
     def _choose(self, keys: Mapping[str, str]) -> str:
-        """The split that is scored: the one asked for, else test, else val, else all of files given with --data.
-
-        `keys` are hashes of the splits that there are.
-        """
+        """The split to score: the one asked for, else test, val, or all that --data gave; `keys`: their hashes."""
         asked, recorded = self.options.split, self.record.get("hashes", {})
         name = next((one for one in ((asked,) if asked else ("test", "all", "val", "train")) if one in keys), None)
         if name is None:
@@ -196,9 +182,7 @@ class _Subject:
         if isinstance(model, GPT):
             return CausalLM(model.tokenizer)
         if "mlm" not in model.heads:
-            raise ModelError(
-                f"{self.path}: has no head that guesses masked tokens, so there is nothing to score; see: embed"
-            )
+            raise ModelError(f"{self.path}: has no head that guesses masked tokens, so nothing is scored; see: embed")
         values = record.get("task", {"nsp": "nsp" in model.heads})
         config = build(TaskConfig, values, "task", {}, f"{self.path}/config.toml")
         language = record.get("data", {}).get("language", DataConfig().language)
@@ -207,8 +191,8 @@ class _Subject:
 
 def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
     """The run's [eval], with what was asked for now on top."""
-    values, origin = dict(record.get("eval", {})), dict.fromkeys(record.get("eval", {}), "config.toml")
-    asked = {**{key: value for key, value in options.flags.items() if value is not None}}
+    values = dict(record.get("eval", {}))
+    asked = {key: value for key, value in options.flags.items() if value is not None}
     for text in options.overrides:
         for path, value in parse_override(text).items():
             section, _, key = path.partition(".")
@@ -217,5 +201,4 @@ def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
     if "window" in asked and "stride" not in asked:
         values.pop("stride", None)  # the run's stride belongs to its own window
     origin = {f"eval.{key}": "config.toml" for key in values} | {f"eval.{key}": f"--{key}" for key in asked}
-    config: EvalConfig = build(EvalConfig, {**values, **asked}, "eval", origin, "eval")
-    return config
+    return build(EvalConfig, {**values, **asked}, "eval", origin, "eval")

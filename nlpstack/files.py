@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nlpstack.errors import NlpstackError
+from nlpstack.errors import ConfigError, NlpstackError
 
 MANIFEST = "manifest.json"
 ASIDE_SUFFIX = ".aside"  # where the old folder stands for a moment when two folders cannot be exchanged in one step
@@ -51,6 +51,23 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
+
+
+def check_output(path: Path, option: str = "") -> None:
+    """Refuse an output file that cannot be written: known now, not after the work; `option` names it."""
+    if path.is_dir():
+        raise ConfigError(f"{option}{path}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}{path}: there is no folder {path.parent}; make it first")
+
+
+@contextmanager
+def writing(path: Path, option: str = "") -> Iterator[None]:
+    """While an output file is written: what the machine refuses is the fault of who named it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{option}{path}: cannot be written ({error.strerror}); give another place") from error
 
 
 def read_json_object(path: Path, kind: type[NlpstackError]) -> dict[str, Any]:
@@ -126,10 +143,7 @@ def standing(folder: Path) -> Path:
 
 
 def verify_manifest(folder: Path, kind: type[NlpstackError], cure: str) -> bool:
-    """Check every file the manifest lists; False if there is no manifest.
-
-    Raises `kind` naming the first missing, shortened or altered file, and the cure.
-    """
+    """Check all files of the manifest, False if there is none; raises `kind` naming the first fault, and the cure."""
     path = folder / MANIFEST
     if not path.exists():
         return False

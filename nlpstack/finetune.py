@@ -1,7 +1,8 @@
 """What `nlpstack finetune` does, top to bottom: a pretrained model and labelled data to a model that does a job."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from nlpstack.data.labelled import labelled_splits, load_labelled, split_key
 from nlpstack.data.loader import Bucketed
+from nlpstack.data.readers import Note
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
@@ -22,8 +24,6 @@ from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
 from nlpstack.train.log import Reporter, Silent
 from nlpstack.train.run import Run, load_run, read_record
-
-Note = Callable[[str], None]
 
 RUNS = Path("runs")
 _SHOWN_CHARS = 100  # of an example that is shown
@@ -50,19 +50,16 @@ def finetune(
     run = load_run(recipe, "finetune", options.flags, overrides)
     own = run.config.task.name
     if not own or task not in (None, own):
-        raise ConfigError(
-            f"--task {task}: the recipe '{run.name}' is of the task {own or 'of pretraining'} (task.name)"
-        )
+        raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own or 'pretraining'} (task.name)")
     path = Path(out) if out is not None else RUNS / run.name
     place = _start(run, options, path, resume=resume)
     reporter.say(f"starts from {place}")
     start = load_start(place)
-    _check_start(start, run.config.task.name, place)
+    if isinstance(start, GPT) != (own == "generation"):
+        kind, takes = ("GPT", "BERT") if isinstance(start, GPT) else ("BERT", "GPT")
+        raise ModelError(f"{place}: a {kind}, and the task {own} takes a {takes}; name another with --model DIR")
     run = with_shape_of(start, run, f"--model {place}")
-
-    def prepare(cache: Path, threads: int, note: Note) -> Material:
-        return _prepare(run, start, place, note)
-
+    prepare = partial(_prepare, run, start, place)
     options = replace(options, model=place)
     return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
 
@@ -78,34 +75,26 @@ def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
     return newest_pretrained(RUNS, causal=run.config.task.name == "generation")
 
 
-def _check_start(start: LanguageModel, task: str, place: Path) -> None:
-    if isinstance(start, GPT) != (task == "generation"):
-        kind, takes = ("GPT", "BERT") if isinstance(start, GPT) else ("BERT", "GPT")
-        raise ModelError(f"{place}: a {kind}, and the task {task} takes a {takes}; name another with --model DIR")
-
-
-def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Material:
+def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads: int, note: Note) -> Material:
     """The model with what the task needs on it, and the data as rows."""
     config = run.config
     name, seed = config.task.name, config.train.seed
-    splits: dict[str, Any] = load_labelled(
-        config.data.paths, name, val_share=config.data.val_share, seed=seed, note=note
-    )
+    paths, share = config.data.paths, config.data.val_share
+    splits: dict[str, Any] = load_labelled(paths, name, val_share=share, seed=seed, note=note)
     task = task_on(splits["train"], start.tokenizer, config.model, config.task, note)
     model, fresh = _with_heads(start, run, task, note)
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
     if isinstance(task, Classification):
         task.weigh(splits["train"])
     _adapt(model, run, place, fresh, note)
-    lengths = train.lengths
-    config_train = config.train
-    order = Bucketed(lengths, batch_size=config_train.batch_size, batch_tokens=config_train.batch_tokens, seed=seed)
+    lengths, size, budget = train.lengths, config.train.batch_size, config.train.batch_tokens
+    order = Bucketed(lengths, batch_size=size, batch_tokens=budget, seed=seed)
     counts = ", ".join(f"{part} {len(examples):,}" for part, examples in splits.items())
     note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
     unknown = sum(int((row.tokens == task.tokenizer.unk_id).sum()) for row in train.rows)
     if unknown:
         note(f"{unknown:,} of {sum(lengths):,} training tokens are of characters that the tokenizer does not know")
-    files = labelled_splits(config.data.paths, name)
+    files = labelled_splits(paths, name)
     return Material(
         model=model,
         task=task,
@@ -120,9 +109,9 @@ def _prepare(run: Run, start: LanguageModel, place: Path, note: Note) -> Materia
         hashes={
             "tokenizer": task.tokenizer.hash,
             "model": weights_hash(place),
-            **{f"data_{part}": split_key(paths) for part, paths in files.items()},
+            **{f"data_{part}": split_key(members) for part, members in files.items()},
         },
-        facts={"data": ", ".join(config.data.paths), "task": name, "base": str(place)},
+        facts={"data": ", ".join(paths), "task": name, "base": str(place)},
         start=str(place),
     )
 
@@ -134,10 +123,8 @@ def _with_heads(start: LanguageModel, run: Run, task: LabelledTask, note: Note) 
         gpt.load_state_dict(start.state_dict())
         return gpt, []
     assert not isinstance(task, Generation)
-    labels = task.labels
-    model = BERT.create(
-        run.config.model, seed=run.config.train.seed, tokenizer=start.tokenizer, heads=task.heads, labels=labels
-    )
+    shape, seed, labels = run.config.model, run.config.train.seed, task.labels
+    model = BERT.create(shape, seed=seed, tokenizer=start.tokenizer, heads=task.heads, labels=labels)
     kept = {
         name: tensor
         for name, tensor in start.state_dict().items()

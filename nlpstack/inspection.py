@@ -19,6 +19,7 @@ from nlpstack import __version__
 from nlpstack.config import near
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
+from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices, run_session
@@ -35,8 +36,6 @@ from nlpstack.train import runtime
 from nlpstack.train.flops import flops_per_token
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
 from nlpstack.train.runtime import Choices
-
-Note = Callable[[str], None]
 
 STAGE = "pretrain"
 _PRINTABLE = 95  # characters of ASCII: what a vocabulary of characters is taken to hold where no text is at hand
@@ -75,11 +74,14 @@ def info(
     """
     notes: list[str] = []
     name, config, choices = str(target), None, None
+    model: LanguageModel
     if (recipe := _recipe(target)) is not None:
         run = load_run(str(recipe), STAGE, flags or {}, overrides)
         kind, name, config = "recipe", run.name, run.config
         notes += run.resolved.notes
-        model = _model_of(config, notes.append)
+        shape = replace(config.model, vocab_size=_vocab_size(config, notes.append))
+        with on_meta():
+            model = GPT(shape) if shape.causal else BERT(shape, heads=HEADS if config.task.nsp else ("mlm",))
     elif overrides:
         raise ConfigError(f"--set {overrides[0]}: {target} is a model, which has no values to set; give a recipe")
     else:
@@ -117,13 +119,6 @@ def _recipe(target: str | Path) -> Path | None:
     raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known if close else names)}")
 
 
-def _model_of(config: RunConfig, note: Note) -> LanguageModel:
-    """The model that a recipe makes, without memory for its weights."""
-    shape = replace(config.model, vocab_size=_vocab_size(config, note))
-    with on_meta():
-        return GPT(shape) if shape.causal else BERT(shape, heads=HEADS if config.task.nsp else ("mlm",))
-
-
 def _vocab_size(config: RunConfig, note: Note) -> int:
     """The vocabulary that a run's tokenizer will have: the recipe's, or every character of its text."""
     size = config.tokenizer.vocab_size
@@ -134,10 +129,8 @@ def _vocab_size(config: RunConfig, note: Note) -> int:
     elif size is None:
         size = N_FIXED + _PRINTABLE
         note(f"vocabulary: {size:,} assumed, the characters of ASCII; a run takes every character of its text")
-    if config.model.vocab_size not in (0, size):
-        raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size}: a run takes its tokenizer's, {size}; set tokenizer.vocab_size"
-        )
+    if (asked := config.model.vocab_size) not in (0, size):
+        raise ConfigError(f"model.vocab_size={asked}: a run takes its tokenizer's, {size}; set tokenizer.vocab_size")
     return size
 
 
@@ -169,7 +162,7 @@ def _training(model: LanguageModel, config: RunConfig | None, choices: Choices |
         return {"training": None, "bytes": {**{part.name: None for part in fields(MemoryEstimate)}, "weights": weights}}
     train, length = config.train, model.config.max_seq_len
     batch_size = train.sequences(length)
-    with run_session(train, choices):  # what it loads is part of what the process holds
+    with run_session(config, choices):  # what it loads is part of what the process holds
         if choices is None:
             order = Shuffled(0, batch_size=batch_size, seed=train.seed)
             choices = make_choices(config, model, order, seq_len=length, note=note)
@@ -296,9 +289,7 @@ def _check_compiler(device: torch.device, full: bool, problem: Note) -> dict[str
     """Whether torch.compile finds what it needs and, with `full`, the seconds that a small function takes."""
     found, seconds = runtime.can_compile(device.type), None
     if not found:
-        problem(
-            "compiler: none found, so every run is eager; a C++ compiler (g++ or clang++) would make long runs faster"
-        )
+        problem("compiler: none found, so every run is eager; a C++ compiler (g++, clang++) makes long runs faster")
     elif full:
         started = time.perf_counter()
         try:

@@ -17,6 +17,7 @@ from torch import nn
 from nlpstack import __version__
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Bucketed, Example, Loader, Order
+from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
@@ -30,7 +31,7 @@ from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
-from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, TrainConfig, describe_choices
+from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, describe_choices, read_results, write_results
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 
@@ -86,7 +87,7 @@ class Material:
     start: str = ""  # the model whose weights the run began with
 
 
-Prepare = Callable[[Path, int, Callable[[str], None]], Material]  # (cache folder, threads, note)
+Prepare = Callable[[Path, int, Note], Material]  # (cache folder, threads, note)
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Job:
             self.say(f"{self.folder.path}: already finished after {done.steps:,} steps")
             return done
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
-        with run_session(self.config.train, kept):
+        with run_session(self.config, kept):
             material = self.prepare(cache, torch.get_num_threads(), self.say)
             trainer = self._trainer(material, kept)
             if kept is None and self.config.train.minutes is not None:
@@ -126,7 +127,7 @@ class Job:
 
     def rehearse(self) -> None:
         """Everything up to and with the first step; the folder is one that will be thrown away."""
-        with run_session(self.config.train):
+        with run_session(self.config):
             material = self.prepare(self.folder.path, torch.get_num_threads(), self.say)
             trainer = self._trainer(material, None)
             choices, batch_size = trainer.choices, material.order.batch_size
@@ -144,7 +145,7 @@ class Job:
 
     def _finished(self, kept: Choices) -> RunResult | None:
         """The figures of a run that has nothing left to do; without its model, the last checkpoint makes that again."""
-        figures = (self.folder.results() or {}).get("run")
+        figures = (read_results(self.folder.path) or {}).get("run")
         longer = (self.config.train.steps or 0) > kept.steps
         if figures is None or longer or not standing(self.folder.model).exists():
             return None
@@ -155,28 +156,26 @@ class Job:
             raise CheckpointError(f"{path}/results.json: altered, or of another version ({error})") from error
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
-        config = self.config.train
-        choices = kept or make_choices(
-            self.config, material.model, material.order, seq_len=material.seq_len, note=self.say
-        )
+        config = self.config
+        choices = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
         material.task.loss_chunk = choices.loss_chunk
         device = torch.device(choices.device)
         model = material.model.to(device)
         model.transformer.train_attention = choices.attention
-        model.transformer.checkpoint_activations = config.activation_checkpointing
-        val_config = replace(self.config.eval, resamples=0)  # intervals come with the last scores
+        model.transformer.checkpoint_activations = config.train.activation_checkpointing
+        val_config = replace(config.eval, resamples=0)  # intervals come with the last scores
 
         def validate() -> dict[str, Any]:
             scores = evaluate(model, material.task, material.val, val_config, device=device, dtype=choices.dtype)
             return {"val": {name: s.value for name, s in scores.items()}, "samples": material.write_samples()}
 
-        runtime.seed_everything(config.seed)
+        runtime.seed_everything(config.train.seed)
         return Trainer(
             model=model,
             task=material.task,
             loader=Loader(material.order, material.collate, micro_batch=choices.micro_batch),
-            config=config,
-            optim=self.config.optim,
+            config=config.train,
+            optim=config.optim,
             choices=choices,
             checkpoints=self.folder.checkpoints,
             log=self.folder.log,
@@ -212,11 +211,9 @@ class Job:
 
     def _check_kept(self, kept: Choices, hashes: dict[str, str]) -> None:
         then, path, asked = self.folder.record.get("hashes", {}), self.folder.path, self.config.train.steps
-        changed = sorted(name for name in then.keys() | hashes.keys() if then.get(name) != hashes.get(name))
-        if changed:
-            raise CheckpointError(
-                f"{path}: --resume with other contents than before: {', '.join(changed)}; put them back"
-            )
+        names = sorted(then.keys() | hashes.keys())
+        if changed := ", ".join(name for name in names if then.get(name) != hashes.get(name)):
+            raise CheckpointError(f"{path}: --resume with other contents than before: {changed}; put them back")
         if asked is not None and asked < kept.steps:
             raise CheckpointError(f"{path}: --resume with train.steps={asked}, fewer than the run's {kept.steps}")
         if unkept := "; ".join(kept.unkept()):
@@ -284,7 +281,7 @@ class Job:
             **({"baselines": baselines} if baselines else {}),
             "metrics": {name: finite(score._asdict()) for name, score in scores.items()},
         }
-        folder.write_results({"results": [entry], "run": asdict(result)})
+        write_results(folder.path, {"results": [entry], "run": asdict(result)})
         return result
 
 
@@ -314,10 +311,11 @@ def run_job(
     return result
 
 
-def run_session(train: TrainConfig, kept: Choices | None = None) -> AbstractContextManager[None]:
+def run_session(config: RunConfig, kept: Choices | None = None) -> AbstractContextManager[None]:
     """The process as a run has it inside the block: as it chose before, else by its recipe and this machine."""
     if kept is not None:
         return runtime.session(threads=kept.threads, deterministic=kept.deterministic)
+    train = config.train
     deterministic = train.deterministic or runtime.resolve_device(train.device).type == "cpu"
     return runtime.session(threads=train.threads or torch.get_num_threads(), deterministic=deterministic)
 
@@ -327,18 +325,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def make_choices(
-    config: RunConfig, model: LanguageModel, order: Order, *, seq_len: int, note: Callable[[str], None]
-) -> Choices:
+def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_len: int, note: Note) -> Choices:
     """Settle everything that changes arithmetic, by fixed rules of hardware, versions, shapes and run length."""
     train = config.train
     device = runtime.resolve_device(train.device)
     exact = config.optim.full_batch and train.dtype == "auto"  # its line searches compare losses
     dtype = "fp32" if exact else runtime.resolve_dtype(train.dtype, device)
-    if train.micro_batch > order.batch_size:
-        raise ConfigError(
-            f"train.micro_batch={train.micro_batch} is more than the {order.batch_size} sequences of a step"
-        )
+    if train.micro_batch > (size := order.batch_size):
+        raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {size} sequences of a step")
     steps = train.steps or order.n_steps(train.epochs or 0)
     seconds = (train.minutes or 0) * 60
     if not seconds:

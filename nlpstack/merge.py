@@ -1,12 +1,12 @@
 """What `nlpstack merge` does: an adapter and its base in, one plain model out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, save_model
 from nlpstack.model import GPT, LanguageModel
@@ -30,7 +30,7 @@ def merge(
     *,
     base: str | Path | None = None,
     tolerance: float = 1e-4,
-    note: Callable[[str], None] = lambda line: None,
+    note: Note = lambda line: None,
 ) -> MergeResult:
     """Fold an adapter into its base in fp32 and write the model folder `out`; the base is left as it is.
 

@@ -1,7 +1,7 @@
 """What `nlpstack fill-mask` and `nlpstack predict` do: tokens for a text's masks, results for a file's rows."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from nlpstack.config import build
-from nlpstack.data.labelled import (
-    SUFFIXES_OF,
-    PromptExample,
-    TaggedExample,
-    TextExample,
-    prompt_of,
-    table_rows,
-    tagged_rows,
-    text_field,
-)
-from nlpstack.data.readers import corpus_suffix, json_rows, text_lines
+from nlpstack.data import labelled
+from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -50,12 +41,7 @@ class Guess:
 
 
 def fill_mask(
-    model: LanguageModel | str | Path,
-    text: str,
-    *,
-    top_k: int = 5,
-    device: str = "auto",
-    threads: int | None = None,
+    model: LanguageModel | str | Path, text: str, *, top_k: int = 5, device: str = "auto", threads: int | None = None
 ) -> list[Guess]:
     """The `top_k` likeliest tokens for each mask of a text, best first, mask by mask.
 
@@ -66,17 +52,16 @@ def fill_mask(
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
         ready, name = _ready(model, device)
         tokenizer = ready.tokenizer
-        if not 1 <= top_k <= tokenizer.vocab_size:
-            raise ConfigError(
-                f"top_k={top_k}: must be at least 1, and at most {tokenizer.vocab_size:,}, the vocabulary"
-            )
+        size = tokenizer.vocab_size
+        if not 1 <= top_k <= size:
+            raise ConfigError(f"top_k={top_k}: must be at least 1, and at most {size:,}, the vocabulary")
         parts = _parts(text, tokenizer)
         row, masks = _row(parts, tokenizer, ready.config.max_seq_len)
         probabilities = _probabilities(ready, row, masks)  # (M, V)
         if not bool(torch.isfinite(probabilities).all()):
             raise ModelError(f"{name}: its logits are not finite, so its weights are broken")
         # Where the vocabulary was rounded up, ids beyond the tokenizer's are no tokens. Of equal ones the lowest wins.
-        tokens = probabilities[:, : tokenizer.vocab_size]
+        tokens = probabilities[:, :size]
         best, ids = (found[:, :top_k].tolist() for found in tokens.sort(dim=1, descending=True, stable=True))
     return [
         Guess(
@@ -125,10 +110,8 @@ def _parts(text: str, tokenizer: Any) -> list[str]:
 
 
 def _carries_spaces(tokenizer: Any) -> bool:
-    """Whether a word's first piece begins with the space before the word, as SentencePiece and byte-level BPE have it.
-
-    The pieces of characters do not: there a space is a token, which can be hidden itself.
-    """
+    """Whether a word's first piece begins with the space before it, as SentencePiece and byte-level BPE have it."""
+    # The pieces of characters do not: there a space is a token, which can be hidden itself.
     pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
     return any(piece.startswith(b" ") and piece.strip() for piece in pieces)
 
@@ -164,7 +147,6 @@ def _spelled(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> str:
-    """The text with one mask filled in."""
     before, after = (str(tokenizer.mask_token).join(side) for side in (parts[: mask + 1], parts[mask + 1 :]))
     text, spelled = tokenizer.token_bytes(token).decode(errors="replace"), _spelled(tokenizer, token)
     if token in tokenizer.special_ids:
@@ -192,7 +174,7 @@ def predict(
     options: PredictOptions | None = None,
     *,
     skip: int = 0,
-    note: Callable[[str], None] = lambda line: None,
+    note: Note = lambda line: None,
 ) -> Iterator[dict[str, Any]]:
     """One result an input, in the order of the file, without the first `skip`; little of the file is held at a time.
 
@@ -207,9 +189,7 @@ def predict(
     record = read_record(Path(model)) if (Path(model) / "config.toml").is_file() else {}
     name = labelled_task_of(ready, record) or ("generation" if isinstance(ready, GPT) else "")
     if not name:
-        raise ModelError(
-            f"{model}: was not fine-tuned for a task; make such a model with: nlpstack finetune --task ner"
-        )
+        raise ModelError(f"{model}: was not fine-tuned for a task; make one that is: nlpstack finetune --task ner")
     if ready.tokenizer is None:
         raise ModelError(f"{model}: has no tokenizer, so it cannot read a text; add its files")
     values = {**record.get("task", {}), **options.overrides, "name": name}
@@ -228,36 +208,35 @@ class _Input(NamedTuple):
     starts: tuple[int, ...] = ()
 
 
-def _inputs(path: Path, task: str, note: Callable[[str], None]) -> Iterator[_Input]:
+def _inputs(path: Path, task: str, note: Note) -> Iterator[_Input]:
     """The inputs of a file one by one; raises DataError with file and line."""
-    kinds = (".txt", *SUFFIXES_OF[task])
+    kinds = (".txt", *labelled.SUFFIXES_OF[task])
     if corpus_suffix(path, kinds) is None:
-        raise DataError(
-            f"{path}: not a kind of file that is read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}"
-        )
+        raise DataError(f"{path}: not a kind of file read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}")
     if corpus_suffix(path, [".txt"]):
         for number, line in enumerate(text_lines(path, note), 1):
-            yield _text_input(f"{path}:{number}", text_field(f"{path}:{number}", {"text": line}, "text"), task)
+            yield _text_input(f"{path}:{number}", labelled.text_field(f"{path}:{number}", {"text": line}, "text"), task)
     elif task == "ner":
-        for number, words, _ in tagged_rows(path, note):
-            yield _Input(TaggedExample(f"{path}:{number}", words, None))
+        for number, words, _ in labelled.tagged_rows(path, note):
+            yield _Input(labelled.TaggedExample(f"{path}:{number}", words, None))
     elif task == "generation":
         for number, row in json_rows(path, note):
-            yield _Input(prompt_of(f"{path}:{number}", row, labelled=False))
+            yield _Input(labelled.prompt_of(f"{path}:{number}", row, labelled=False))
     else:
-        for where, row in table_rows(path, note):
+        for where, row in labelled.table_rows(path, note):
             names = ("text_a", "text_b") if "text_a" in row else ("text",)
-            texts = (*(text_field(where, row, one) for one in names), None)
-            yield _Input(TextExample(where, texts[0], texts[1], None))
+            texts = (*(labelled.text_field(where, row, one) for one in names), None)
+            yield _Input(labelled.TextExample(where, texts[0], texts[1], None))
 
 
 def _text_input(where: str, text: str, task: str) -> _Input:
     if task == "classification":
-        return _Input(TextExample(where, text, None, None))
+        return _Input(labelled.TextExample(where, text, None, None))
     if task == "generation":
-        return _Input(PromptExample(where, text, None, ()))
+        return _Input(labelled.PromptExample(where, text, None, ()))
     found = list(_WORD.finditer(text))
-    return _Input(TaggedExample(where, tuple(one[0] for one in found), None), text, tuple(one.start() for one in found))
+    words, starts = tuple(one[0] for one in found), tuple(one.start() for one in found)
+    return _Input(labelled.TaggedExample(where, words, None), text, starts)
 
 
 @torch.inference_mode()

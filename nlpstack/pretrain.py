@@ -1,7 +1,7 @@
 """What `nlpstack pretrain` does, top to bottom: raw text to a tokenizer, shards, and a trained model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from nlpstack.baselines import masked_token_baselines
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
 from nlpstack.data.packing import PackedBlocks
+from nlpstack.data.readers import Note
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import weights_hash
@@ -22,8 +23,6 @@ from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 from nlpstack.train.log import Reporter, Silent
 from nlpstack.train.run import Run, RunConfig, load_run
-
-Note = Callable[[str], None]
 
 _DESCRIBED_ROWS = 512  # training rows that the log's shares of hidden tokens are counted over
 
@@ -47,9 +46,7 @@ def pretrain(
     options, reporter = options or RunOptions(), reporter or Silent()
     run = load_run(recipe, "pretrain", options.flags, overrides)
     if run.config.task.name or run.config.lora.rank or run.config.train.freeze:
-        raise ConfigError(
-            f"the recipe '{run.name}' has a task, adapters or frozen weights, which are of 'nlpstack finetune'"
-        )
+        raise ConfigError(f"the recipe '{run.name}' has a task, adapters or frozen weights; use 'nlpstack finetune'")
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")

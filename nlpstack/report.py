@@ -39,10 +39,8 @@ def can_draw() -> bool:
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """matplotlib in its own colours whatever the user's settings are, and silent; put back afterwards.
-
-    It warns where the home folder cannot hold its list of fonts and when it makes that list; neither changes a picture.
-    """
+    """matplotlib in its own colours whatever the user's settings are, and silent; put back afterwards."""
+    # It warns where the home folder cannot hold its list of fonts and when it makes it; neither changes a picture.
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -250,9 +248,8 @@ def _map(axes: "Axes", weights: np.ndarray, left: float, top: float, *, limit: i
     size = len(starts) * block
     extent, norm = (left, left + size, top + size, top), PowerNorm(0.5, vmin=0, vmax=1)
     axes.imshow(dots, extent=extent, norm=norm, cmap="viridis", interpolation="nearest")
-    axes.add_patch(
-        Rectangle((left, top), len(weights), len(weights), fill=False, edgecolor="0.75", linewidth=0.5, clip_on=False)
-    )
+    side = len(weights)
+    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="0.75", linewidth=0.5, clip_on=False))
 
 
 def _name_tokens(axes: "Axes", lefts: np.ndarray, tops: np.ndarray, labels: list[str], cell: float) -> None:

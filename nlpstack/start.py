@@ -47,16 +47,19 @@ def frame(model: LanguageModel, name: str) -> tuple[list[int], list[int]]:
     return [tokenizer.cls_id], [tokenizer.sep_id]
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """Run folders with a model and the figures of their end, in order of their names."""
+    paths = sorted(path.parent for path in folder.glob("*/results.json"))
+    return [path for path in paths if "run" in (read_results(path) or {}) and standing(path / "model").exists()]
+
+
 def newest_pretrained(runs: Path, *, causal: bool) -> Path:
     """The run folder under `runs` whose pretraining of a GPT (`causal`) or BERT was finished last."""
     found = []
-    for results in runs.glob("*/results.json"):
-        run = results.parent
-        if "run" not in (read_results(run) or {}) or not standing(run / "model").exists():
-            continue
+    for run in finished_runs(runs):
         record = read_record(run)
         if not record.get("task", {}).get("name") and record.get("model", {}).get("causal") == causal:
-            found.append((results.stat().st_mtime_ns, run))
+            found.append(((run / "results.json").stat().st_mtime_ns, run))
     if not found:
         arch = "gpt" if causal else "bert"
         raise ModelError(
@@ -86,8 +89,7 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
     origin.update((f"model.{name}", source) for name in asdict(shape) if name != "dropout")
     if "model.dropout" in resolved.origin:
         origin["model.dropout"] = resolved.origin["model.dropout"]
-    sections = {**resolved.sections, "model": shape}
-    resolved = replace(resolved, sections=sections, origin=origin)
+    resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
     run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
     check_task(run)
     return run

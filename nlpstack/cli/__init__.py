@@ -31,7 +31,7 @@ USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
 REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
 @click.version_option(__version__, prog_name="nlpstack")
 def main() -> None:
     """Raw text to a trained, adapted and trusted language model.

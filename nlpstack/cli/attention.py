@@ -13,7 +13,7 @@ from nlpstack.cli.options import DTYPES, arguments, echo, machine_options, model
 @click.option("--out", required=True, metavar="FILE", help="FILE.html or FILE.png; one that stands there is replaced.")
 @click.option("--layer", type=int, metavar="N", help="This layer, counted from 0.  [default: all]")
 @click.option("--head", type=int, metavar="N", help="This head, counted from 0.  [default: all]")
-@click.option("--dtype", type=DTYPES, default="fp32", show_default=True, help="Of the weights.")
+@click.option("--dtype", type=DTYPES, default="fp32", help="Of the weights.")
 @machine_options
 @output_options
 def attention_command(text: str, model: str, out: str, **given: Any) -> None:

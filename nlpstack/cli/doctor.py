@@ -5,19 +5,15 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_folders, echo_json, machine_options, output_options
+from nlpstack.cli.options import arguments, echo_json, folder_option, machine_options, output_options
 
 
 @click.command("doctor")
-@click.option(
-    "--out", metavar="DIR", default=".", shell_complete=complete_folders, help="Where runs are to go [default: here]."
-)
+@folder_option("--out", "Where runs go [default: here].")
 @click.option("--full", is_flag=True, help="Compile a small function too, which takes long.")
 @machine_options
 @output_options
-def doctor_command(
-    out: str, full: bool, device: str | None, threads: int | None, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def doctor_command(out: str | None, full: bool, as_json: bool, quiet: bool, **given: Any) -> None:
     """What this machine has for a run: versions, and each choice with the measurement that speaks for it.
 
     A problem found is a line that begins with "problem:"; --quiet shows these alone.
@@ -28,7 +24,7 @@ def doctor_command(
     """
     from nlpstack.inspection import doctor
 
-    found = doctor(out, device=device or "auto", threads=threads, full=full)
+    found = doctor(out or ".", full=full, **arguments(given))
     if as_json:
         echo_json(found)
         return

@@ -23,19 +23,12 @@ _NOTE = (
     "--pooling",
     type=click.Choice(["mean", "cls", "token"]),
     default="mean",
-    show_default=True,
     help="One vector a line: the mean of its tokens, or [CLS]; or one a token.",
 )
 @click.option("--layer", type=int, metavar="N", help="0: the embeddings; -1: the last.  [default: the last]")
 @click.option("--out", metavar="FILE", help="FILE.npy, one row a line; with --pooling token FILE.npz.")
 @click.option("--zscore", metavar="FILE", help="A corpus to fit z-scores on, or FILE.npz with fitted ones.")
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Tokens at a time, with padding.",
-)
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=4096, help="Tokens at a time, with padding.")
 @click.option("--truncate", is_flag=True, help="Cut lines that are longer than the model's context.")
 @machine_options
 @output_options

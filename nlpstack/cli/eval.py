@@ -6,46 +6,32 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import (
-    DTYPES,
-    arguments,
-    base_option,
-    check_folder_of,
-    complete_folders,
-    echo_json,
-    machine_options,
-    make_reporter,
-    output_options,
-    set_option,
-    typed_command,
-    writing,
-)
-from nlpstack.files import write_text
+from nlpstack.cli import options as shared
+from nlpstack.files import check_output, write_text, writing
 
 _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 
 
 @click.command("eval")
-@click.argument("models", nargs=-1, metavar="[MODEL ...]", shell_complete=complete_folders)
+@click.argument("models", nargs=-1, metavar="[MODEL ...]", shell_complete=shared.complete_folders)
 @click.option("--data", multiple=True, metavar="PATH", help="Text to score [default: the run's own].")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
-@base_option
+@shared.base_option
 @click.option(
     "--unknown-labels",
     type=click.Choice(["error", "ignore"]),
     default="error",
-    show_default=True,
     help="Examples with a label that training never saw.",
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this score; repeatable.")
 @click.option("--window", type=int, help="Input tokens at a time [default: the model's context].")
 @click.option("--stride", type=int, help="Tokens from window to window [default: the window].")
-@click.option("--dtype", type=DTYPES, default="fp32", show_default=True, help="Products; in the signature.")
+@click.option("--dtype", type=shared.DTYPES, default="fp32", help="Products; in the signature.")
 @click.option("--save", metavar="FILE", help="Also write the results to this JSON file.")
-@machine_options
-@set_option
-@output_options
+@shared.machine_options
+@shared.set_option
+@shared.output_options
 def eval_command(models: tuple[str, ...], **given: Any) -> None:
     """Score models (default: every finished run under runs/) and print one table.
 
@@ -57,19 +43,19 @@ def eval_command(models: tuple[str, ...], **given: Any) -> None:
     from nlpstack.eval import EvalOptions, evaluate
 
     if given["save"]:
-        check_folder_of("--save", given["save"])
+        check_output(Path(given["save"]), "--save ")
     options = EvalOptions(
         ignore_unknown=given["unknown_labels"] == "ignore",
         flags={"window": given["window"], "stride": given["stride"]},
-        command=typed_command(),
-        **arguments(given, "data", "documents", "split", "base", "metrics", "overrides", "dtype"),
+        command=shared.typed_command(),
+        **shared.arguments(given, "data", "documents", "split", "base", "metrics", "overrides", "dtype"),
     )
-    found = {"results": evaluate(models, options, reporter=make_reporter(quiet=given["quiet"]))}
+    found = {"results": evaluate(models, options, reporter=shared.make_reporter(quiet=given["quiet"]))}
     if given["save"]:
-        with writing("--save", given["save"]):
-            write_text(Path(given["save"]), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        with writing(save := Path(given["save"]), "--save "):
+            write_text(save, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if given["as_json"]:
-        echo_json(found)
+        shared.echo_json(found)
     else:
         _print_table(found["results"])
 

@@ -1,19 +1,19 @@
 """`nlpstack fill-mask`: the best tokens for the masks in a text."""
 
+from typing import Any
+
 import click
 
-from nlpstack.cli.options import echo_json, folder_option, machine_options, output_options
+from nlpstack.cli.options import arguments, echo_json, folder_option, machine_options, output_options
 
 
 @click.command("fill-mask")
 @click.argument("text", metavar="TEXT")
 @folder_option("--model", "A BERT: a run, its model/, or a published model folder.", required=True)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Tokens for each mask.")
+@click.option("--top-k", type=click.IntRange(min=1), default=5, help="Tokens for each mask.")
 @machine_options
 @output_options
-def fill_mask_command(
-    text: str, model: str, top_k: int, device: str | None, threads: int | None, as_json: bool, **_: object
-) -> None:
+def fill_mask_command(text: str, model: str, top_k: int, as_json: bool, **given: Any) -> None:
     """The likeliest tokens for each mask in TEXT, with their probabilities and the text filled in.
 
     A mask is written as the model's tokenizer spells it: [MASK], or <mask> for a RoBERTa. Several masks are filled each
@@ -25,11 +25,9 @@ def fill_mask_command(
     """
     from nlpstack.predict import fill_mask
 
-    guesses = fill_mask(model, text, top_k=top_k, device=device or "auto", threads=threads)
+    guesses = fill_mask(model, text, top_k=top_k, **arguments(given))
     if as_json:
-        echo_json(
-            [{"mask": one.mask, "token": one.token, "probability": one.probability, "id": one.id} for one in guesses]
-        )
+        echo_json([{name: getattr(one, name) for name in ("mask", "token", "probability", "id")} for one in guesses])
         return
     width = max(len(_on_a_line(one.token)) for one in guesses)
     for n, one in enumerate(guesses):

@@ -23,9 +23,7 @@ from nlpstack.cli.training import run_training, training_options
     help="Validation examples with a label that training lacks: an error, or left out and counted.",
 )
 @training_options
-def finetune_command(
-    recipe: str | None, task: str | None, lora: bool, unknown_labels: str | None, **given: Any
-) -> None:
+def finetune_command(recipe: str | None, task: str | None, lora: bool, **given: Any) -> None:
     """Adapt a pretrained model by a RECIPE (a name or a .toml file), or the default one of a --task.
 
     \b
@@ -38,5 +36,6 @@ def finetune_command(
         raise click.UsageError("give a RECIPE or a --task")
     if recipe is not None and lora:
         raise click.UsageError("--lora goes with --task; a RECIPE says itself what adapters it has (lora.rank)")
-    flags = {"task.ignore_unknown": unknown_labels == "ignore" if unknown_labels else None}
+    unknown = given["unknown_labels"]
+    flags = {"task.ignore_unknown": unknown == "ignore" if unknown else None}
     run_training("finetune", recipe or f"{task}{'-lora' * lora}", given, flags, task=task)

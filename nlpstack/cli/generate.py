@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlpstack.cli.options import (
-    DTYPES,
-    Option,
-    arguments,
-    echo_json,
-    machine_options,
-    model_option,
-    output_options,
-    together,
-)
+from nlpstack.cli import options as shared
 from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,13 +15,13 @@ if TYPE_CHECKING:
     from nlpstack.generate import GenerationResult
 
 
-def _flag(names: str, kind: type, metavar: str | None, text: str) -> Option:
+def _flag(names: str, kind: type, metavar: str | None, text: str) -> shared.Option:
     """An option that may be left out, or repeated if it is a str; `names` are its own and, if another, the field's."""
     more: dict[str, Any] = {"is_flag": kind is bool, "multiple": kind is str, "help": text}
     return click.option(*names.split(), type=kind, metavar=metavar, default=None, **more)
 
 
-sampling_options = together(  # one for each field of Sampling
+sampling_options = shared.together(  # one for each field of Sampling
     _flag("--greedy", bool, None, "Always take the likeliest token, draw nothing."),
     _flag("--max-new-tokens", int, "N", "Tokens to write at most a prompt.  [default: 128]"),
     _flag("--min-new-tokens", int, "N", "No end of text before N tokens.  [default: 0]"),
@@ -42,12 +33,7 @@ sampling_options = together(  # one for each field of Sampling
     _flag("--seed", int, "N", "Another seed, another text.  [default: 0]"),
     _flag("--beams", int, "N", "Search with N beams instead of drawing.  [default: off]"),
     _flag("--length-penalty", float, "X", "A beam's score: its log-probability / (new tokens ** X).  [default: 1]"),
-    _flag(
-        "--repetition-penalty",
-        float,
-        "X",
-        "A repeated token's logit is divided by X, or times X below 0.  [default: 1]",
-    ),
+    _flag("--repetition-penalty", float, "X", "Divides a repeated token's logit, below 0 multiplies it.  [default: 1]"),
     _flag("--frequency-penalty", float, "X", "Taken off a token's logit each time it occurred.  [default: 0]"),
     _flag("--presence-penalty", float, "X", "Taken off a token's logit if it occurred.  [default: 0]"),
     _flag("--no-repeat-ngram", int, "N", "No N tokens in a row occur twice.  [default: off]"),
@@ -66,14 +52,14 @@ sampling_options = together(  # one for each field of Sampling
 
 
 @click.command("generate")
-@model_option
+@shared.model_option
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A text to go on from; repeatable.")
 @click.option("--prompts", "file", metavar="FILE", help="A UTF-8 file with one prompt a line.")
 @sampling_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Texts at a time.")
-@click.option("--dtype", type=DTYPES, default="fp32", show_default=True, help="Of the weights.")
-@machine_options
-@output_options
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, help="Texts at a time.")
+@click.option("--dtype", type=shared.DTYPES, default="fp32", help="Of the weights.")
+@shared.machine_options
+@shared.output_options
 def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **given: Any) -> None:
     """Text from a GPT: greedy, drawn or by beam search, several prompts at a time.
 
@@ -94,10 +80,10 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **g
     def show(text: str) -> None:
         click.echo(next(unshown, "") + text, nl=False)
 
-    where = arguments(given, "batch_size", "dtype")
+    where = shared.arguments(given, "batch_size", "dtype")
     result = generate(model, texts, sampling, on_text=show if stream else None, **where)
     if given["as_json"]:
-        echo_json([_entry(one, sampling) for one in result.generations])
+        shared.echo_json([_entry(one, sampling) for one in result.generations])
     else:
         click.echo(next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling))
     if not given["quiet"]:
@@ -123,7 +109,6 @@ def _token(word: str) -> int | str:
 
 
 def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
-    """The tokens and biases of --bias flags."""
     biases: dict[int | str, float] = {}
     for word in words:
         name, _, value = word.rpartition("=")

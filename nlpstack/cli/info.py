@@ -13,15 +13,7 @@ from nlpstack.cli.options import complete_models_and_recipes, echo_json, machine
 @machine_options
 @set_option
 @output_options
-def info_command(
-    target: str,
-    device: str | None,
-    threads: int | None,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    debug: bool,
-) -> None:
+def info_command(target: str, overrides: tuple[str, ...], as_json: bool, quiet: bool, **given: Any) -> None:
     """Size and cost of a recipe (a name or a .toml file), a run, or a model folder, before anything is trained.
 
     Parameters, FLOPs a token, bytes of training at the recipe's batch (an estimate, not compiled), and of a GPT's cache
@@ -35,8 +27,8 @@ def info_command(
     """
     from nlpstack.inspection import info
 
-    flags = {"train.device": device, "train.threads": threads}
-    found = info(target, overrides, flags={key: value for key, value in flags.items() if value is not None})
+    flags = {f"train.{name}": given[name] for name in ("device", "threads") if given[name] is not None}
+    found = info(target, overrides, flags=flags)
     if as_json:
         echo_json(found)
         return

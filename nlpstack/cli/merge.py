@@ -1,5 +1,7 @@
 """`nlpstack merge`."""
 
+from typing import Any
+
 import click
 
 from nlpstack.cli.options import base_option, complete_folders, echo, make_reporter, output_options
@@ -9,11 +11,9 @@ from nlpstack.cli.options import base_option, complete_folders, echo, make_repor
 @click.argument("adapter", metavar="ADAPTER", shell_complete=complete_folders)
 @click.option("--out", required=True, metavar="DIR", help="The merged model's folder.")
 @base_option
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest difference of logits allowed.")
+@click.option("--tolerance", type=float, default=1e-4, help="Largest difference of logits allowed.")
 @output_options
-def merge_command(
-    adapter: str, out: str, base: str | None, tolerance: float, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def merge_command(adapter: str, out: str, base: str | None, tolerance: float, **given: Any) -> None:
     """Fold an ADAPTER (a LoRA run or an adapter folder) into its base, in fp32, and write a plain model folder.
 
     \b
@@ -22,6 +22,6 @@ def merge_command(
     """
     from nlpstack.merge import merge
 
-    result = merge(adapter, out, base=base, tolerance=tolerance, note=make_reporter(quiet=quiet).say)
+    result = merge(adapter, out, base=base, tolerance=tolerance, note=make_reporter(quiet=given["quiet"]).say)
     merged = f"{result.layers} layers merged; the largest logit difference is {result.difference:.2e}"
-    echo(result, f"{result.out}: {merged}", as_json=as_json)
+    echo(result, f"{result.out}: {merged}", as_json=given["as_json"])

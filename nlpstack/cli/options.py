@@ -2,18 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import reduce
-from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
-
-from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlpstack.train.log import Reporter
@@ -33,9 +29,7 @@ output_options = together(
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
 machine_options = together(
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute [default: auto]."
-    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where it runs [default: auto]."),
     click.option("--threads", type=click.IntRange(1), help="Threads for compute [default: the cores]."),
 )
 set_option = click.option(
@@ -103,21 +97,6 @@ def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:
     """These flags, and where to compute, for a function whose arguments have their names."""
     machine = {"device": given["device"] or "auto", "threads": given["threads"]}
     return machine | {name: given[name] for name in names}
-
-
-def check_folder_of(option: str, path: str) -> None:
-    """Refuse an output file that has no folder: known now, not after an hour of work."""
-    if not (folder := Path(path).parent).is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {folder}; make it first")
-
-
-@contextmanager
-def writing(option: str, path: str) -> Iterator[None]:
-    """While an output file is written: what the machine refuses is the fault of the option."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{option} {path}: cannot be written ({error.strerror})") from error
 
 
 def typed_command() -> str:

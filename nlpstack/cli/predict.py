@@ -2,36 +2,29 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
-from nlpstack.cli.options import (
-    arguments,
-    base_option,
-    check_folder_of,
-    folder_option,
-    machine_options,
-    make_reporter,
-    output_options,
-    writing,
-)
+from nlpstack.cli import options as shared
 from nlpstack.errors import ConfigError
+from nlpstack.files import check_output, writing
 
 
 @click.command("predict")
 @click.argument("source", metavar="INPUT")
-@folder_option("--model", "A fine-tuned run, model or adapter.", required=True)
-@base_option
+@shared.folder_option("--model", "A fine-tuned run, model or adapter.", required=True)
+@shared.base_option
 @click.option("--out", metavar="FILE", help="Write the lines there instead of to stdout.")
 @click.option("--resume", is_flag=True, help="Go on behind the whole lines that stand in --out.")
 @click.option(
     "--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of several labels a text."
 )
 @click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of generated text.")
-@machine_options
-@output_options
+@click.option("--max-new-tokens", type=click.IntRange(1), default=128, help="Of generated text.")
+@shared.machine_options
+@shared.output_options
 def predict_command(source: str, model: str, out: str | None, resume: bool, **given: Any) -> None:
     """Labels, entities or texts for each row of INPUT (.txt, .tsv, .csv, .jsonl, .conll), as JSON lines in its order.
 
@@ -48,9 +41,9 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
     options = PredictOptions(
         overrides={name: given[name] for name in ("threshold", "truncate") if given[name]},
         sampling=Sampling(greedy=True, max_new_tokens=given["max_new_tokens"]),
-        **arguments(given, "base"),
+        **shared.arguments(given, "base"),
     )
-    note = make_reporter(quiet=given["quiet"]).say
+    note = shared.make_reporter(quiet=given["quiet"]).say
     done = _whole_lines(out, resume=resume) if out else 0
     results = predict(model, source, options, skip=done, note=note)
     lines = (json.dumps(result, ensure_ascii=False) for result in results)
@@ -60,14 +53,14 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
         return
     if done:
         note(f"{out}: goes on behind {done:,} lines")
-    with writing("--out", out), open(out, "a", encoding="utf-8") as file:
+    with writing(Path(out), "--out "), open(out, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
 def _whole_lines(path: str, *, resume: bool) -> int:
     """How many lines of an earlier start stand in a file, a broken last one cut off; a file is not replaced."""
     if not os.path.exists(path):
-        check_folder_of("--out", path)
+        check_output(Path(path), "--out ")
         return 0
     if not resume:
         raise ConfigError(f"--out {path}: exists; --resume goes on behind its lines, or give another name")

@@ -10,9 +10,7 @@ from nlpstack.cli.training import run_training, training_options
 
 @click.command("pretrain")
 @click.argument("recipe", required=False, shell_complete=complete_recipes)
-@click.option(
-    "--arch", type=click.Choice(["gpt", "bert"]), help="The architecture; without RECIPE, its default recipe."
-)
+@click.option("--arch", type=click.Choice(["gpt", "bert"]), help="The architecture; without RECIPE its default recipe.")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @folder_option("--tokenizer", "Use this tokenizer instead of training one.")
 @folder_option("--model", "Go on from this model, with its tokenizer, on new text.")

@@ -24,7 +24,7 @@ def tokenizer_group() -> None:
 @tokenizer_group.command("train")
 @click.option("--data", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME.")
 @click.option("--vocab-size", type=int, help="Pieces in all [default: 8192; char: every character].")
-@click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram", show_default=True)
+@click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram")
 @folder_option("--out", "A new folder.", required=True)
 @click.option("--overwrite", is_flag=True, help="Replace the tokenizer that stands in --out.")
 @output_options

@@ -1,38 +1,26 @@
 """What the commands that train have in common: their options, and what they print."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from nlpstack.cli.options import (
-    echo_json,
-    folder_option,
-    machine_options,
-    make_reporter,
-    output_options,
-    set_option,
-    together,
-    typed_command,
-)
-
-if TYPE_CHECKING:
-    pass
+from nlpstack.cli import options as shared
 
 # Data and folder of a run, length, machine, values, and what may happen to a run that stands.
-training_options = together(
+training_options = shared.together(
     click.option("--data", multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME; repeatable."),
-    folder_option("--out", "The run folder [default: runs/<recipe>]."),
+    shared.folder_option("--out", "The run folder [default: runs/<recipe>]."),
     click.option("--minutes", type=float, help="Train about this long instead of the recipe's steps."),
     click.option("--seed", type=click.IntRange(0), help="Seed of weights, order and dropout."),
     click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Products; weights are fp32."),
-    machine_options,
-    set_option,
+    shared.machine_options,
+    shared.set_option,
     click.option("--resume", is_flag=True, help="Go on with the run that stands in --out, bit for bit."),
     click.option("--inexact", is_flag=True, help="With --resume: go on even if not bit for bit."),
     click.option("--overwrite", is_flag=True, help="Replace the run that stands in --out."),
     click.option("--dry-run", is_flag=True, help="Check everything, do one step, write nothing."),
-    output_options,
+    shared.output_options,
 )
 
 
@@ -52,22 +40,20 @@ def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str
             flags={key: value for key, value in flags.items() if value is not None},
             tokenizer=given.get("tokenizer"),
             stop=stop,
-            command=typed_command(),
+            command=shared.typed_command(),
             **{name: given[name] for name in ("model", "dry_run", "inexact")},
         )
-        result = getattr(import_module(f"nlpstack.{stage}"), stage)(
+        done = getattr(import_module(f"nlpstack.{stage}"), stage)(
             recipe,
             given["overrides"],
             **{name: given[name] for name in ("out", "resume", "overwrite")},
             options=options,
-            reporter=make_reporter(quiet=given["quiet"]),
+            reporter=shared.make_reporter(quiet=given["quiet"]),
             **chosen,
         )
     if given["as_json"]:
-        echo_json(result or {"dry_run": True})
-    elif result is not None:
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in result.val.items() if value is not None)
-        click.echo(
-            f"{result.model}: {result.steps:,} steps, {result.tokens:,} tokens in {result.seconds:.0f} s; val {scores}"
-        )
-        click.echo(f"weights {result.weights}")
+        shared.echo_json(done or {"dry_run": True})
+    elif done is not None:
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in done.val.items() if value is not None)
+        click.echo(f"{done.model}: {done.steps:,} steps, {done.tokens:,} tokens in {done.seconds:.0f} s; val {scores}")
+        click.echo(f"weights {done.weights}")

@@ -3,13 +3,13 @@
 import hashlib
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from nlpstack.data.readers import DataConfig, Piece, find_splits, read_documents
+from nlpstack.data.readers import DataConfig, Note, Piece, find_splits, read_documents
 from nlpstack.errors import DataError
 
 
@@ -75,7 +75,7 @@ class Split:
         """One hash a document of this split; none if it is a stretch of one document."""
         return self.survey.digests[self.start : self.stop] if self.unit == "document" else self.survey.digests[:0]
 
-    def pieces(self, note: Callable[[str], None] = lambda _: None) -> Iterator[Piece]:
+    def pieces(self, note: Note = lambda _: None) -> Iterator[Piece]:
         """The split's text, streamed."""
         stop = sys.maxsize if self.stop is None else self.stop
         at = 0  # documents, or characters, that are behind
@@ -92,7 +92,7 @@ class Split:
                 return
 
 
-def load_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
+def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     """The splits of a corpus: train and val, and test where there is one. Says what was cut and what is double.
 
     Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
@@ -111,7 +111,7 @@ def load_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Sp
     return splits
 
 
-def whole_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, Split]:
+def whole_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     """The splits as they stand, nothing cut; files that are no split's are the split "all"."""
     splits = {}
     for name, files in find_splits(config.paths).items():
@@ -123,7 +123,7 @@ def whole_corpus(config: DataConfig, note: Callable[[str], None]) -> dict[str, S
     return splits
 
 
-def cut_val(train: Split, share: float, note: Callable[[str], None]) -> dict[str, Split]:
+def cut_val(train: Split, share: float, note: Note) -> dict[str, Split]:
     """Train and val cut from one split: the last documents, or the end of the only one."""
     found = train.survey
     unit = "document" if found.n_documents > 1 else "char"
@@ -133,7 +133,5 @@ def cut_val(train: Split, share: float, note: Callable[[str], None]) -> dict[str
         raise DataError(f"{train.files[0]}: too short to cut a validation part from")
     what = "documents" if unit == "document" else "characters"
     note(f"no validation split: the last {total - cut:,} of {total:,} {what} are held out for it")
-    return {
-        "train": replace(train, name="train", unit=unit, stop=cut),
-        "val": replace(train, name="val", unit=unit, start=cut),
-    }
+    first, last = replace(train, name="train", unit=unit, stop=cut), replace(train, name="val", unit=unit, start=cut)
+    return {"train": first, "val": last}

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import attrgetter
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nlpstack.data.readers import corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import Note, corpus_suffix, find_splits, json_rows, text_lines
 from nlpstack.data.tags import to_iob2
 from nlpstack.errors import DataError
 from nlpstack.files import sha256_file
@@ -25,7 +25,6 @@ SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
     "ner": (".conll", ".bio", ".iob", ".iob2", ".txt", ".tsv", ".jsonl"),
     "generation": (".jsonl",),
 }
-Note = Callable[[str], None]
 Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
 Sentence = tuple[int, tuple[str, ...], tuple[str, ...]]  # number of the first line, words, tags
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -97,10 +96,8 @@ def _fields(where: str, found: Sequence[str], labelled: bool) -> tuple[tuple[str
     name = next((name for name in ("label", "score") if name in found), "label" if labelled else "")
     for field in (*inputs, name) if name else inputs:
         if found.count(field) != 1:
-            columns = f"{', '.join(map(repr, found)) or 'none':.200}"
-            raise DataError(
-                f"{where}: needs one '{field}', found {columns}; wanted: text (or text_a, text_b) and label"
-            )
+            there = f"{', '.join(map(repr, found)) or 'none':.200}"
+            raise DataError(f"{where}: needs one '{field}', found {there}; wanted: text (or text_a, text_b) and label")
     return inputs, name
 
 
@@ -190,10 +187,8 @@ def _token_lists(path: Path, note: Note, labelled: bool) -> Iterator[Sentence]:
     for number, row in json_rows(path, note):
         where = f"{path}:{number}"
         has_tags = has_tags if has_tags is not None else labelled or "tags" in row
-        words, tags = (
-            text_field(where, row, "tokens", many=True),
-            text_field(where, row, "tags", many=True) if has_tags else (),
-        )
+        words = text_field(where, row, "tokens", many=True)
+        tags = text_field(where, row, "tags", many=True) if has_tags else ()
         if has_tags and len(words) != len(tags):
             raise DataError(f"{where}: {len(words)} tokens, but {len(tags)} tags; each token needs one")
         yield number, words, tags

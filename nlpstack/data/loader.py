@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 
@@ -13,19 +12,6 @@ from nlpstack.data.batch import Batch
 
 Example = tuple[int, int]  # (epoch, index within it)
 _POOL = 200  # batches whose examples are sorted by length together
-
-
-class Order(Protocol):
-    """Which examples each step trains on."""
-
-    n_examples: int
-    batch_size: int  # of a step, at most
-
-    def step(self, step: int) -> list[Example]:
-        """The examples of step `step` (from 0)."""
-
-    def n_steps(self, epochs: float) -> int:
-        """Steps that so many epochs take."""
 
 
 class Shuffled:
@@ -106,9 +92,11 @@ class Bucketed:
 
     def padding(self) -> float:
         """The share of padding in the tokens of the first epoch's batches."""
-        batches = self.batches(0)
-        padded = sum(len(batch) * int(self.lengths[batch].max()) for batch in batches)
+        padded = sum(len(batch) * int(self.lengths[batch].max()) for batch in self.batches(0))
         return 1 - int(self.lengths.sum()) / padded
+
+
+Order = Shuffled | Bucketed  # which examples each step trains on, at most `batch_size` of its `n_examples`
 
 
 class Loader:
@@ -119,11 +107,8 @@ class Loader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The batches that make up one step."""
-        examples = self.order.step(step)
-        return [
-            self.collate(examples[start : start + self.micro_batch])
-            for start in range(0, len(examples), self.micro_batch)
-        ]
+        examples, size = self.order.step(step), self.micro_batch
+        return [self.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
 
     def steps(self, start: int, stop: int, *, pin: bool = False) -> Iterator[list[Batch]]:
         """Each step's batches from `start` on, the next one made while this one is worked on."""

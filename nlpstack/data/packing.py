@@ -35,14 +35,11 @@ class PackedBlocks:
         return self.shards.read(start, start + self.block_len + 1)
 
     def batch(self, examples: list[Example]) -> Batch:
-        """Blocks as one batch: inputs, and each one's next token as its label.
-
-        BOS is no label: after the end of a document it is no news.
-        """
+        """Blocks as one batch: inputs, and each one's next token as its label."""
         rows = np.stack([self.block(epoch, index) for epoch, index in examples])  # (B, T + 1)
         labels = rows[:, 1:].copy()
         spec = self.shards.spec
-        if spec.bos_id is not None and spec.bos_id != spec.eos_id:
+        if spec.bos_id is not None and spec.bos_id != spec.eos_id:  # after the end of a document BOS is no news
             labels[labels == spec.bos_id] = IGNORE_INDEX
         return Batch(
             tokens=torch.from_numpy(rows[:, :-1].copy()),
@@ -53,5 +50,4 @@ class PackedBlocks:
 
 @lru_cache
 def _first_start(seed: int, epoch: int, slack: int) -> int:
-    """Where the first block of an epoch starts."""
     return int(np.random.default_rng((seed, epoch, 0)).integers(0, slack + 1))

@@ -20,6 +20,7 @@ from nlpstack.errors import DataError
 from nlpstack.samples import sample
 
 PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
+Note = Callable[[str], None]  # takes a line that says what was done
 SUFFIXES = (".txt", ".jsonl")
 PACKED = (".gz", ".zst")
 _ZST_BYTES = 1 << 12  # packed bytes unpacked at a time: text that repeats grows a thousandfold
@@ -112,9 +113,7 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
         try:
             import zstandard
         except ImportError as error:
-            raise DataError(
-                f"{path}: reading .zst needs the package zstandard: pip install 'nlpstack[zstd]'"
-            ) from error
+            raise DataError(f"{path}: .zst needs the package zstandard: pip install 'nlpstack[zstd]'") from error
         damage = (*damage, zstandard.ZstdError)
     try:
         with gzip.open(path, "rb") if suffix == ".gz" else open(path, "rb") as file:
@@ -127,10 +126,7 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _ZstdFrames(io.RawIOBase):
-    """The unpacked bytes of a .zst file, frame after frame.
-
-    zstandard's own reader takes a file that breaks off inside a frame for a whole one; here it is an EOFError.
-    """
+    """The unpacked bytes of a .zst file; EOFError where it breaks off in a frame, which zstandard's reader hides."""
 
     def __init__(self, file: IO[bytes], decompressor: Any) -> None:
         self._file, self._decompressor = file, decompressor
@@ -158,7 +154,7 @@ class _ZstdFrames(io.RawIOBase):
         return size
 
 
-def read_documents(files: Sequence[Path], documents: str, note: Callable[[str], None]) -> Iterator[Piece]:
+def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterator[Piece]:
     """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends where there are any.
 
     `note` is told once of each kind of thing that was done to the text. Raises DataError with file, line or byte.
@@ -178,7 +174,7 @@ def _mark_last(texts: Iterator[str]) -> Iterator[Piece]:
         yield Piece(text, last=not after)
 
 
-def _text_blocks(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+def _text_blocks(path: Path, note: Note) -> Iterator[str]:
     """Decoded text in pieces that end at a newline, or, in lines beyond PIECE_BYTES, before a space."""
     offset, rest = 0, b""
     with open_packed(path) as file:
@@ -205,7 +201,7 @@ def _cut_long_line(buffer: bytes) -> int:
     return next(starts, len(buffer))
 
 
-def _decode(data: bytes, offset: int, path: Path, note: Callable[[str], None]) -> str:
+def _decode(data: bytes, offset: int, path: Path, note: Note) -> str:
     if offset == 0 and data.startswith(codecs.BOM_UTF8):
         note(f"{path}: begins with a byte-order mark, which is left out")
         data, offset = data[3:], 3
@@ -242,7 +238,7 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
         yield rest
 
 
-def _read_jsonl(path: Path, note: Callable[[str], None]) -> Iterator[Piece]:
+def _read_jsonl(path: Path, note: Note) -> Iterator[Piece]:
     wanted = "an object with a string 'text'"
     for number, row in json_rows(path, note, wanted):
         text = row.get("text")
@@ -258,13 +254,8 @@ def _read_jsonl(path: Path, note: Callable[[str], None]) -> Iterator[Piece]:
         yield from _mark_last(_cut_text(text))
 
 
-def json_rows(
-    path: Path, note: Callable[[str], None], wanted: str = "a JSON object"
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file and the numbers of their lines; blank lines are passed over.
-
-    `wanted` says in the error what a line should hold.
-    """
+def json_rows(path: Path, note: Note, wanted: str = "a JSON object") -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file and their lines' numbers, blank lines passed over; errors say what is `wanted`."""
     for number, line in enumerate(text_lines(path, note), 1):
         if not line.strip():
             continue
@@ -289,7 +280,7 @@ def _cut_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def text_lines(path: Path, note: Callable[[str], None]) -> Iterator[str]:
+def text_lines(path: Path, note: Note) -> Iterator[str]:
     """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said."""
     offset = 0
     with open_packed(path) as file:

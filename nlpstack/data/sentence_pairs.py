@@ -47,10 +47,8 @@ class SentencePairs:
         self._cut(np.repeat(last, last - first))
 
     def _cut(self, document_end: np.ndarray) -> None:
-        """Make the table of chunks; `document_end` (sentences,) is the sentence after the last one of each's document.
-
-        All documents are gone through at once, but for one step of plain Python a chunk.
-        """
+        """Make the table of chunks; `document_end` (sentences,) is the sentence after each one's document."""
+        # All documents are gone through at once, but for one step of plain Python a chunk.
         full = np.searchsorted(self.ends, self.starts + self.max_tokens) + 1
         # (sentences,): where a chunk that begins with this sentence stops
         stop = np.minimum(np.maximum(full, np.arange(len(full)) + 2), document_end)

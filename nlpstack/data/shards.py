@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nlpstack.data.readers import Piece
+from nlpstack.data.readers import Note, Piece
 from nlpstack.errors import DataError
 from nlpstack.files import fsync_path, read_json_object, sha256_file, write_text
 
@@ -98,7 +98,7 @@ def load_or_tokenize(
     encode: Encode,
     spec: ShardSpec,
     cache: Path,
-    report: Callable[[str], None],
+    report: Note,
     *,
     segment: Segment | None = None,
 ) -> TokenShards:
@@ -147,7 +147,7 @@ def _whole_entries(folder: Path, spec: ShardSpec) -> Iterator[dict[str, Any]]:
 class _Writer:
     """Turns pieces of text into shards, each with a small JSON file that is written when the shard is whole."""
 
-    def __init__(self, folder: Path, spec: ShardSpec, report: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, spec: ShardSpec, report: Note) -> None:
         self.folder, self.spec, self.report = folder, spec, report
         _remove_orphans(folder)
         self.entries = list(_whole_entries(folder, spec))
@@ -198,10 +198,8 @@ class _Writer:
         index = {"format": FORMAT, "spec": asdict(self.spec), "n_tokens": self.n_tokens, "n_bytes": self.n_bytes}
         index["shards"] = [{key: e[key] for key in ("name", "n_tokens", *self.spec.files)} for e in self.entries]
         write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
-        seconds, done = time.perf_counter() - started, self.n_bytes - bytes_before
-        self.report(
-            f"tokenized {done / 1e6:,.1f} MB into {self.n_tokens:,} tokens, {done / 1e6 / max(seconds, 1e-9):.1f} MB/s"
-        )
+        seconds, size = max(time.perf_counter() - started, 1e-9), (self.n_bytes - bytes_before) / 1e6
+        self.report(f"tokenized {size:,.1f} MB into {self.n_tokens:,} tokens, {size / seconds:.1f} MB/s")
 
     def _add(self, piece: Piece, ids: list[np.ndarray]) -> None:
         bos = [self.spec.bos_id] if self.fresh and self.spec.bos_id is not None else []

@@ -46,10 +46,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with -inf for every token less than p times as likely as the likeliest.
-
-    Nguyen et al. 2024, Turning Up the Heat: Min-p Sampling, section 3.
-    """
+    """Logits (B, V), -inf for tokens less than p times as likely as the likeliest (Nguyen et al. 2024, section 3)."""
     if p <= 0:
         return logits
     chances = logits.softmax(dim=-1)

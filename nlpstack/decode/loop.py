@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,12 @@ from nlpstack.decode.sampling import Sampling
 from nlpstack.decode.text import Generation, Prompt, Text, Timing, encode_prompts
 from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
-
-if TYPE_CHECKING:
-    from nlpstack.tokenizer.base import Tokenizer
+from nlpstack.tokenizer.base import Tokenizer
 
 
 def decode(
     model: GPT,
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     sampling: Sampling,
     *,

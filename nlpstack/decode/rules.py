@@ -1,16 +1,12 @@
 """Which tokens may come next, and what bias and penalties make of their logits."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from nlpstack.decode.sampling import Sampling
 from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
-
-if TYPE_CHECKING:
-    from nlpstack.tokenizer.base import Tokenizer
+from nlpstack.tokenizer.base import Tokenizer
 
 
 class TokenRules:
@@ -20,15 +16,12 @@ class TokenRules:
     rules that contradict each other, and if no token is left.
     """
 
-    def __init__(self, sampling: Sampling, tokenizer: "Tokenizer", model: GPT) -> None:
-        self.sampling = sampling
-        self.tokenizer = tokenizer
+    def __init__(self, sampling: Sampling, tokenizer: Tokenizer, model: GPT) -> None:
+        self.sampling, self.tokenizer = sampling, tokenizer
         banned = [token_id(token, "banned", tokenizer) for token in sampling.banned]
         self.forced = [token_id(token, "forced", tokenizer) for token in sampling.forced]
         weight, eos_id = model.unembedding, tokenizer.eos_id
-        self._bias = torch.zeros(
-            len(weight), dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
-        )
+        self._bias = weight.new_zeros(len(weight), dtype=torch.promote_types(weight.dtype, torch.float32))
         biased = []
         for token, bias in sampling.logit_bias.items():
             biased.append(token_id(token, "logit_bias", tokenizer))
@@ -58,11 +51,8 @@ class TokenRules:
         before = self.forced.index(eos_id)
         if after := len(self.forced) - 1 - before:
             raise ConfigError(f"forced: token {eos_id} is the end of text, and {after} follow; put it last")
-        if before < self.sampling.min_new_tokens:
-            raise ConfigError(
-                f"forced: token {eos_id}, the end of text, would come before "
-                f"min_new_tokens={self.sampling.min_new_tokens}"
-            )
+        if before < (least := self.sampling.min_new_tokens):
+            raise ConfigError(f"forced: token {eos_id}, the end of text, would come before min_new_tokens={least}")
 
     def apply(self, logits: Tensor, tokens: Tensor, new: Tensor) -> Tensor:
         """Logits (B, V) of the token behind tokens (B, S), the last of which are new (B, T); -inf rules one out.
@@ -106,10 +96,7 @@ def penalize_repetition(logits: Tensor, tokens: Tensor, penalty: float) -> Tenso
 
 
 def penalize_frequency(logits: Tensor, tokens: Tensor, frequency: float, presence: float) -> Tensor:
-    """Logits (B, V) less `frequency` for each time a token occurs among tokens (B, S) and `presence` if it does.
-
-    As OpenAI's API defines frequency_penalty and presence_penalty.
-    """
+    """Logits (B, V) less `frequency` each time a token is in tokens (B, S), `presence` if it is; as in OpenAI's API."""
     n = counts(tokens, logits)
     return logits - frequency * n - presence * (n > 0)
 
@@ -124,7 +111,7 @@ def repeated_ngrams(tokens: Tensor, n: int, like: Tensor) -> Tensor:
     return counts(torch.where(held, windows[..., -1], -1), like) > 0
 
 
-def token_id(token: int | str, option: str, tokenizer: "Tokenizer") -> int:
+def token_id(token: int | str, option: str, tokenizer: Tokenizer) -> int:
     """The id of a token given as id or text; ConfigError, which names the option, unless it can be chosen."""
     if isinstance(token, str):
         ids = tokenizer.encode(token)
@@ -133,10 +120,9 @@ def token_id(token: int | str, option: str, tokenizer: "Tokenizer") -> int:
             cut = f"the tokenizer cuts it into {len(ids)}: {pieces}" if ids else "it is empty"
             raise ConfigError(f"{option}: unknown token {token!r}, {cut}; give a single token, or its id")
         (token,) = ids
-    if not 0 <= token < tokenizer.vocab_size:
-        raise ConfigError(
-            f"{option}: unknown token {token}, the tokenizer's ids run from 0 to {tokenizer.vocab_size - 1:,}"
-        )
+    last = tokenizer.vocab_size - 1
+    if not 0 <= token <= last:
+        raise ConfigError(f"{option}: unknown token {token}, the tokenizer's ids run from 0 to {last:,}")
     if token in tokenizer.special_ids and token != tokenizer.eos_id:
         raise ConfigError(
             f"{option}: token {token} is a special one, and never chosen; of these only the end of text can be named"
@@ -145,10 +131,10 @@ def token_id(token: int | str, option: str, tokenizer: "Tokenizer") -> int:
     return token
 
 
-def piece(token: int, tokenizer: "Tokenizer") -> str:
+def piece(token: int, tokenizer: Tokenizer) -> str:
     """What a token adds to a text; bytes that are no UTF-8 on their own become U+FFFD."""
     return tokenizer.token_bytes(token).decode(errors="replace")
 
 
-def _shown(token: int, tokenizer: "Tokenizer") -> str:
+def _shown(token: int, tokenizer: Tokenizer) -> str:
     return f"{token} ({piece(token, tokenizer)!r})"

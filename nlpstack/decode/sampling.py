@@ -107,9 +107,7 @@ class Sampling:
         most, least = f"max_new_tokens={self.max_new_tokens}", f"min_new_tokens={self.min_new_tokens}"
         how = "greedy" if self.greedy else drawn
         _refuse(self.beams > 1 and how, f"{beams} with {how}: beam search draws nothing; leave out one side")
-        _refuse(
-            self.greedy and drawn, f"greedy with {drawn}: greedy always takes the likeliest token; leave out one side"
-        )
+        _refuse(self.greedy and drawn, f"greedy with {drawn}: it always takes the likeliest token; leave out one side")
         how = "greedy" if self.greedy else f"temperature={self.temperature}"
         _refuse(
             self.samples > 1 and self.beams == 1 and self.always_likeliest,

@@ -4,15 +4,13 @@ import codecs
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from nlpstack.decode.filters import row_generator
 from nlpstack.decode.rules import TokenRules, piece
 from nlpstack.decode.sampling import Sampling
 from nlpstack.errors import DataError
-
-if TYPE_CHECKING:
-    from nlpstack.tokenizer.base import Tokenizer
+from nlpstack.tokenizer.base import Tokenizer
 
 StoppedBy = Literal["eos", "stop", "length"]
 
@@ -66,7 +64,7 @@ class Prompt(NamedTuple):
     tokens: list[int]
 
 
-def encode_prompts(tokenizer: "Tokenizer", prompts: Sequence[str], context: int, sampling: Sampling) -> list[Prompt]:
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int, sampling: Sampling) -> list[Prompt]:
     """The prompts as tokens; raises DataError for one that the model has no room for, or nothing to start from."""
     encoded = []
     for number, text in enumerate(prompts, 1):

@@ -22,6 +22,7 @@ from nlpstack.model.lora import AdapterSize, LoRAConfig, adapters, add_lora, tra
 from nlpstack.model.meta import on_meta
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "nlpstack.json"
+Linears = dict[str, tuple[str, ...]]  # the family's name of a linear layer -> ours, which may be several stacked in one
 _ROOT = "base_model.model."  # before every name in a PEFT file
 _TASKS: Mapping[Head, str] = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
 _PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
@@ -85,8 +86,8 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
     return {ADAPTER_CONFIG: values, OURS: ours}, tensors
 
 
-def _linear_names(model: LanguageModel, family: str) -> dict[str, tuple[str, ...]]:
-    """The family's name of each linear layer of the blocks -> ours, which may be several stacked in one."""
+def _linear_names(model: LanguageModel, family: str) -> Linears:
+    """Those of a model's blocks."""
     linears = (
         name.removesuffix(".base")
         for name, module in model.named_modules()
@@ -96,13 +97,9 @@ def _linear_names(model: LanguageModel, family: str) -> dict[str, tuple[str, ...
     return {s.name.removesuffix(".weight"): tuple(one.removesuffix(".weight") for one in s.holds) for s in plan}
 
 
-def _to_peft(
-    model: LanguageModel, linears: Mapping[str, tuple[str, ...]]
-) -> tuple[dict[str, Tensor], dict[str, AdapterSize]]:
-    """The adapters' tensors as PEFT stores them, and each one's size.
-
-    Where layers of ours are stacked in one, their ranks are added: A's lie one below the other, B's on the diagonal.
-    """
+def _to_peft(model: LanguageModel, linears: Linears) -> tuple[dict[str, Tensor], dict[str, AdapterSize]]:
+    """The adapters' tensors as PEFT stores them, and each one's size."""
+    # Where layers of ours are stacked in one, their ranks are added: A's lie one below the other, B's on the diagonal.
     wrapped = adapters(model)
     magnitudes = {name: layer.magnitude for name, layer in wrapped.items() if layer.magnitude is not None}
     tensors: dict[str, Tensor] = {}

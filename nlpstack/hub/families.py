@@ -64,7 +64,6 @@ def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels
 
 
 def _family_values(family: Family, config: TransformerConfig) -> Json:
-    """The family's own keys."""
     fields = asdict(config) | {"n_kv_heads": config.kv_heads, "ffn_dim": config.hidden_dim}
     fields["activation"] = next(theirs for theirs, ours in family.activations.items() if ours == config.activation)
     if "pad_token_id" in family.keys:  # positions are counted from its row on
@@ -147,9 +146,7 @@ def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source:
         if value is None or name in (INERT - written.keys()) | activation or value == told.get(name):
             continue
         if name not in told:
-            raise ModelError(
-                f"{source}: nlpstack does not know {name}={value!r}; if it changes nothing in the model, take it out"
-            )
+            raise ModelError(f"{source}: nlpstack does not know {name}={value!r}; take it out if it changes nothing")
         raise ModelError(
             f"{source}: {name}={value!r} is not supported; with the other values it has to be {told[name]!r}"
         )

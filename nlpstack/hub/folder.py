@@ -15,20 +15,9 @@ from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
+from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.hub.families import (
-    check_tensors,
-    family_of,
-    heads_of,
-    layout,
-    model_heads,
-    read_config,
-    read_labels,
-    second_names,
-    stored_names,
-    write_config,
-)
 from nlpstack.hub.family_tables import FAMILIES, Json
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.model.lora import adapters
@@ -63,17 +52,15 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
     texts, tensors = _whole_files(model, target) if whole else adapter_files(model)
     with new_folder(target, free_text=frozenset((CARD,))) as folder:
         for name, values in texts.items():
-            _write(folder / name, json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n")
+            text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
         save_file(tensors, folder / (WEIGHTS if whole else ADAPTER_WEIGHTS), metadata={"format": "pt"})
         if whole and model.tokenizer is not None:
             # An encoder's inputs are framed, and no longer than its position table.
             framed = {"max_length": model.config.max_seq_len, "pairs": True} if isinstance(model, BERT) else {}
             model.tokenizer.save(folder, **framed)
-        _write(folder / CARD, model_card(shape_facts(model)) if card is None else card)
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="\n")
+        text = model_card(shape_facts(model)) if card is None else card
+        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _refuse_to_replace(target: Path) -> None:
@@ -89,7 +76,7 @@ def _refuse_to_replace(target: Path) -> None:
 def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, Json], dict[str, Tensor]]:
     """The JSON files of a whole model, by name, and its tensors; ModelError if its tokenizer is another's."""
     ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
-    values = write_config(model.config, model_heads(model), getattr(model, "labels", None))
+    values = families.write_config(model.config, families.model_heads(model), getattr(model, "labels", None))
     _check_tokenizer(model.tokenizer, model.config, values, source)
     dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
     # Ids that are not there are null, since the families' defaults differ; torch_dtype: until transformers 4.56.
@@ -102,14 +89,14 @@ def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, Json], d
 def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
     """The tensors as the model's family stores them."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    family = family_of(model.config, model_heads(model))
+    family = families.family_of(model.config, families.model_heads(model))
     tensors = {}
-    for stored in layout(family, list(state)):
+    for stored in families.layout(family, list(state)):
         parts = [state[name] for name in stored.holds]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         tensors[stored.name] = (whole.T if stored.transposed else whole).contiguous()
     if not model.config.tied:
-        for second, first in second_names(family, tensors, tied=False).items():
+        for second, first in families.second_names(family, tensors, tied=False).items():
             tensors[second] = tensors[first].clone()
     # The files of BertModel and RobertaModel have the names of the core alone.
     bare = isinstance(model, BERT) and set(model.heads) <= {"pooler"}
@@ -217,7 +204,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Lang
     verify_manifest(folder, ModelError, _MEND)
     source = folder / CONFIG
     values = read_json_object(source, ModelError)
-    config = read_config(values, source)
+    config = families.read_config(values, source)
     if config.causal and config.n_segments:
         raise ModelError(f"{source}: causal=True with n_segments={config.n_segments}; a GPT reads no segments")
     file = _weights_file(folder)
@@ -290,16 +277,14 @@ def _opened(file: Path) -> safe_open:
 
 
 def _read_weights(
-    file: Path, config: TransformerConfig, values: Mapping[str, object], device: torch.device, dtype: torch.dtype | None
+    file: Path, config: TransformerConfig, values: Json, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
-    """The model on the meta device, and its tensors, each in memory of its own.
-
-    Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file afterwards
-    changes nothing.
-    """
+    """The model on the meta device, and its tensors, each in memory of its own."""
+    # Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file
+    # afterwards changes nothing.
     family = str(values["model_type"])
     with _opened(file) as opened:
-        present = stored_names(family, list(opened.keys()))
+        present = families.stored_names(family, list(opened.keys()))
         sizes = {there: list(opened.get_slice(there).get_shape()) for there in present.values()}
         kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
     for name, kind in kinds.items():
@@ -309,14 +294,14 @@ def _read_weights(
             )
     model = _on_meta(config, values, {name: sizes[there] for name, there in present.items()}, file)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    plan = layout(family, list(shapes))
+    plan = families.layout(family, list(shapes))
     planned = {stored.name for stored in plan}
-    present = _named_once(file, present, second_names(family, planned, tied=config.tied), tied=config.tied)
+    present = _named_once(file, present, families.second_names(family, planned, tied=config.tied), tied=config.tied)
     wanted = {}
     for stored in plan:
         size = [sum(shapes[name][0] for name in stored.holds), *shapes[stored.holds[0]][1:]]
         wanted[stored.name] = size[::-1] if stored.transposed else size
-    check_tensors(file, {name: sizes[there] for name, there in present.items()}, wanted, CONFIG, _MEND)
+    families.check_tensors(file, {name: sizes[there] for name, there in present.items()}, wanted, CONFIG, _MEND)
     for kind in kinds.values() if dtype is None else ():
         dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
     state = {}
@@ -329,21 +314,17 @@ def _read_weights(
     return model, state
 
 
-def _on_meta(
-    config: TransformerConfig, values: Mapping[str, object], sizes: Mapping[str, list[int]], file: Path
-) -> LanguageModel:
+def _on_meta(config: TransformerConfig, values: Json, sizes: Mapping[str, list[int]], file: Path) -> LanguageModel:
     """The model without memory for its weights, with the heads whose tensors are among those of these sizes."""
     source = file.parent / CONFIG
-    if config.n_layers > len(sizes):  # before a config that lies makes billions of layers
-        raise ModelError(
-            f"{file}: {len(sizes)} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}"
-        )
-    heads = heads_of(values, sizes)
+    if config.n_layers > (n := len(sizes)):  # before a config that lies makes billions of layers
+        raise ModelError(f"{file}: {n} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}")
+    heads = families.heads_of(values, sizes)
     for head, name in (("nsp", "next-sentence head"), ("sequence", "classifier of texts")):
         if head in heads and "pooler" not in heads and not config.causal:
             raise ModelError(f"{file}: holds a {name}, but lacks the pooler that it stands on; {_MEND}")
     outputs = [size[0] for name, size in sizes.items() if name.endswith(_OUTPUTS)]
-    labels = read_labels(values, (outputs or [1])[-1], source) if {"sequence", "tokens"} & set(heads) else None
+    labels = families.read_labels(values, (outputs or [1])[-1], source) if {"sequence", "tokens"} & set(heads) else None
     try:
         with on_meta():
             return GPT(config) if config.causal else BERT(config, heads=heads, labels=labels)

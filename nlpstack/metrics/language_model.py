@@ -7,15 +7,14 @@ import numpy as np
 
 from nlpstack.errors import DataError
 from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import bootstrap_totals, percentiles
+from nlpstack.metrics.intervals import Formula, scores_of_sums
 
 MIN_DOCUMENTS = 10  # with fewer, the resampling unit is the window
 
 
 def mean_loss(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Loss a token, in nats; `nll` is summed, in nats."""
-    mean: np.ndarray = nll / count
-    return mean
+    return np.asarray(nll / count)
 
 
 def perplexity(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -51,28 +50,22 @@ class LanguageModelScores:
         if not self._windows:
             raise DataError("nothing to score: no text of the split has a token after the first; give more text")
         units, unit = self._units()
-        totals = units.sum(axis=0, keepdims=True)  # (1, 4)
-        resampled = bootstrap_totals(units, n_resamples, seed)  # (n_resamples, 4)
-        signature = f"{signature}|unit:{unit}|resamples:{n_resamples}|seed:{seed}"
 
-        def score(column: int, formula: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Score:
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                value = float(formula(totals[:, 0], totals[:, column])[0])
-                low, high = percentiles(formula(resampled[:, 0], resampled[:, column]))
-            return Score(value, low, high, round(totals[0, column]), signature)
+        def of(column: int, formula: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[Formula, int]:
+            return lambda sums: formula(sums[:, 0], sums[:, column]), column
 
-        return {
-            "loss": score(1, mean_loss),
-            "perplexity": score(1, perplexity),
-            "word_perplexity": score(3, perplexity),
-            "bits_per_byte": score(2, bits_per_byte),
+        formulas = {
+            "loss": of(1, mean_loss),
+            "perplexity": of(1, perplexity),
+            "word_perplexity": of(3, perplexity),
+            "bits_per_byte": of(2, bits_per_byte),
         }
+        return scores_of_sums(units, formulas, f"{signature}|unit:{unit}", n_resamples, seed)
 
     def _units(self) -> tuple[np.ndarray, str]:
         """Rows of (nll, tokens, bytes, words) to resample, and what a row is."""
         windows = np.array(self._windows, dtype=np.float64).reshape(-1, 4)  # document, nll, tokens, bytes
-        order = np.argsort(windows[:, 0], kind="stable")
-        windows = windows[order]
+        windows = windows[np.argsort(windows[:, 0], kind="stable")]
         numbers, starts = np.unique(windows[:, 0], return_index=True)
         sums = np.add.reduceat(windows[:, 1:], starts, axis=0)  # (documents, 3)
         whole = np.array([self._documents[int(number)] for number in numbers], dtype=np.float64)  # (documents, 2)

@@ -1,16 +1,13 @@
 """How well hidden tokens and following sentences are guessed, from summed losses and counts."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from nlpstack.errors import DataError
 from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import bootstrap_totals, percentiles
+from nlpstack.metrics.intervals import Formula, scores_of_sums
 from nlpstack.metrics.language_model import perplexity
-
-Formula = Callable[[np.ndarray], np.ndarray]  # (n, columns) sums -> (n,) scores
 
 _MLM_NLL, _MLM_N, _MLM_HITS, _NSP_NLL, _NSP_N, _NSP_HITS = range(6)
 
@@ -53,25 +50,10 @@ class MaskedLMScores:
         if pairs:
             formulas["nsp_loss"] = nsp_loss, _NSP_N
             formulas["nsp_accuracy"] = _ratio(_NSP_HITS, _NSP_N), _NSP_N
-        made = f"|resamples:{n_resamples}|seed:{seed}"
-        scores = _scores(rows, formulas, f"{signature}|unit:example{made}", n_resamples, seed)
+        scores = scores_of_sums(rows, formulas, f"{signature}|unit:example", n_resamples, seed)
         if self._alone:
             alone = np.array(self._alone, dtype=np.float64)
             pseudo: dict[str, tuple[Formula, int]] = {"pseudo_perplexity": (lambda s: perplexity(s[:, 0], s[:, 1]), 1)}
-            scores |= _scores(alone, pseudo, f"{signature}|unit:stretch{made}", n_resamples, seed)
+            scores |= scores_of_sums(alone, pseudo, f"{signature}|unit:stretch", n_resamples, seed)
+        assert not any(math.isnan(score.value) for score in scores.values())
         return scores
-
-
-def _scores(
-    units: np.ndarray, formulas: dict[str, tuple[Formula, int]], signature: str, n_resamples: int, seed: int
-) -> dict[str, Score]:
-    """Each formula of the column sums of `units`, with its interval; n is the sum of the column named with it."""
-    totals = units.sum(axis=0, keepdims=True)
-    resampled = bootstrap_totals(units, n_resamples, seed)
-    found = {}
-    for name, (formula, column) in formulas.items():
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            value, interval = float(formula(totals)[0]), percentiles(formula(resampled))
-        found[name] = Score(value, *interval, round(totals[0, column]), signature)
-        assert not math.isnan(value)
-    return found

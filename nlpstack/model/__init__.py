@@ -8,13 +8,5 @@ from nlpstack.model.transformer import AttentionMask, Transformer, TransformerCo
 
 LanguageModel = GPT | BERT  # what stands on the core
 
-__all__ = [
-    "BERT",
-    "GPT",
-    "IGNORE_INDEX",
-    "AttentionMask",
-    "KVCache",
-    "LanguageModel",
-    "Transformer",
-    "TransformerConfig",
-]
+__all__ = ["BERT", "GPT", "LanguageModel"]
+__all__ += ["IGNORE_INDEX", "AttentionMask", "KVCache", "Transformer", "TransformerConfig"]

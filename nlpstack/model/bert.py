@@ -31,8 +31,7 @@ class BERT(nn.Module):
         assert not config.causal, "a BERT sees both sides"
         assert not {"nsp", "sequence"} & set(heads) or "pooler" in heads, "both are told from the pooled vector"
         assert (labels is not None) == any(head in heads for head in ("sequence", "tokens"))
-        self.config = config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer = config, tokenizer
         self.base: tuple[str, str] | None = None  # of a model with adapters: where its base stands, and its hash
         self.heads: tuple[Head, ...] = tuple(head for head in ALL_HEADS if head in heads)
         self.transformer = Transformer(config)

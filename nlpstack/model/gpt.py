@@ -17,8 +17,7 @@ class GPT(nn.Module):
     def __init__(self, config: TransformerConfig, tokenizer: Any = None) -> None:
         super().__init__()
         assert config.causal, "a GPT sees only the past"
-        self.config = config
-        self.tokenizer = tokenizer
+        self.config, self.tokenizer = config, tokenizer
         self.base: tuple[str, str] | None = None  # of a model with adapters: where its base stands, and its hash
         self.transformer = Transformer(config)
         self.lm_head = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nlpstack.model.losses import product_dtype
 from nlpstack.model.transformer import Transformer
 
 
@@ -13,8 +14,8 @@ class KVCache:
     """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys = keys
-        self.values = values
+        self.keys, self.values = keys, values
+        self.max_len = keys[0].shape[2]  # columns there is room for
         self.length = 0  # columns filled, the same for all rows
         self.mask: Tensor | None = None  # bool (B, length), None while every column of every row is real
 
@@ -23,18 +24,13 @@ class KVCache:
         """An empty cache of the model's shape, device and activation dtype for at most `max_len` columns."""
         config = model.config
         weight = model.tokens.weight
-        dtype = torch.get_autocast_dtype(weight.device.type) if _autocast(weight.device.type) else weight.dtype
+        dtype = product_dtype(weight)
         shape = (batch_size, config.kv_heads, max_len, config.head_dim)
 
         def empty() -> list[Tensor]:
             return [torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(config.n_layers)]
 
         return cls(empty(), empty())
-
-    @property
-    def max_len(self) -> int:
-        """Columns there is room for."""
-        return self.keys[0].shape[2]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (B, H, T, K); all of the layer's, (B, H, S, K), come back."""
@@ -48,18 +44,6 @@ class KVCache:
         """The mask (B, S) of cached and new columns, given the new ones' (B, T); None if all are real."""
         if self.mask is None and mask is None:
             return None
-        device = self.keys[0].device
-        old = (
-            self.mask if self.mask is not None else torch.ones(batch_size, self.length, dtype=torch.bool, device=device)
-        )
-        new = mask if mask is not None else torch.ones(batch_size, n_new, dtype=torch.bool, device=device)
-        return torch.cat((old, new), dim=1)
-
-    def advance(self, n_new: int, mask: Tensor | None) -> None:
-        """Count `n_new` columns as filled once every layer has stored them."""
-        self.length += n_new
-        self.mask = mask
-
-
-def _autocast(device_type: str) -> bool:
-    return torch.is_autocast_enabled(device_type)
+        real = torch.ones(batch_size, self.length + n_new, dtype=torch.bool, device=self.keys[0].device)
+        old = real[:, : self.length] if self.mask is None else self.mask
+        return torch.cat((old, real[:, self.length :] if mask is None else mask), dim=1)

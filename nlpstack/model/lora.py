@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -18,26 +18,13 @@ from nlpstack.errors import ConfigError
 class LoRAConfig:
     """Which layers get an adapter, and of what kind."""
 
-    rank: int = 0  # of each product; 0: no adapters, all weights train
-    alpha: float = 16.0  # the product is scaled by alpha / rank
-    dropout: float = 0.0  # of what an adapter reads
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of linear layers of the core
+    rank: NonNegativeInt = 0  # of each product; 0: no adapters, all weights train
+    alpha: PositiveFloat = 16.0  # the product is scaled by alpha / rank
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of what an adapter reads
+    # names of linear layers of the core
+    targets: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: ["q_proj", "v_proj"])
     rslora: bool = False  # scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023)
     dora: bool = False  # also the length of each row is trained (Liu et al. 2024, DoRA)
-
-    @model_validator(mode="after")
-    def _check(self) -> "LoRAConfig":
-        if self.rank < 0 or self.alpha <= 0:
-            raise ValueError(f"rank={self.rank} must not be negative, and alpha={self.alpha} must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if not self.targets:
-            raise ValueError("targets is empty; name the layers that get an adapter")
-        return self
-
-    def scaling(self, rank: int, alpha: float) -> float:
-        """What the product of an adapter is multiplied by."""
-        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
 class AdapterSize(NamedTuple):
@@ -56,7 +43,7 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, config: LoRAConfig, size: AdapterSize) -> None:
         super().__init__()
         self.base, self.size = base, size
-        self.scaling = config.scaling(*size)
+        self.scaling = size.alpha / (math.sqrt(size.rank) if config.rslora else size.rank)
         self.dropout, self.rslora = config.dropout, config.rslora
         weight = base.weight
         self.lora_a = nn.Parameter(weight.new_empty(size.rank, base.in_features))
@@ -117,8 +104,7 @@ def add_lora(
     generator = torch.Generator().manual_seed(seed or 0)
     for name, size in sizes.items():
         parent, _, last = name.rpartition(".")
-        base = getattr(model.get_submodule(parent), last)
-        wrapped = LoRALinear(base, config, size)
+        wrapped = LoRALinear(getattr(model.get_submodule(parent), last), config, size)
         if seed is not None:
             wrapped.init_weights(generator)
         setattr(model.get_submodule(parent), last, wrapped)

@@ -23,8 +23,7 @@ def linear_cross_entropy(
     hidden (..., D), weight (V, D), bias (V,), labels (...), IGNORE_INDEX where nothing counts. The gradient is made
     together with the loss, chunk by chunk, since for a sum it only has to be scaled afterwards.
     """
-    dtype = _product_dtype(hidden)
-    rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
+    rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(product_dtype(hidden)), labels.reshape(-1)
     return _LinearCrossEntropy.apply(rows, weight, bias, flat, chunk)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -36,7 +35,7 @@ def token_scores(
 
     The first in nats, fp32 or wider, 0 where ignored; the second bool, False where ignored; both of labels' shape.
     """
-    dtype = _product_dtype(hidden)
+    dtype = product_dtype(hidden)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
     matrix = weight.to(dtype)
     nll, hits = [], []
@@ -47,10 +46,10 @@ def token_scores(
     return torch.cat(nll).reshape(labels.shape), torch.cat(hits).reshape(labels.shape)
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype autocast would multiply in; a custom function has to ask for it itself."""
-    device_type = hidden.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype autocast would multiply a tensor in; a custom function has to ask for it itself."""
+    device_type = tensor.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else tensor.dtype
 
 
 def _logits(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,12 +84,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        grad_rows, grad_weight, grad_bias = ctx.saved_tensors
-        return (
-            (grad_rows * grad_total).to(grad_rows.dtype),
-            (grad_weight * grad_total).to(grad_weight.dtype),
-            None if grad_bias is None else (grad_bias * grad_total).to(grad_bias.dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if grad is None else (grad * grad_total).to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*scaled, None, None)  # of rows, weight and bias; labels and chunk have none

@@ -11,9 +11,7 @@ from torch.overrides import TorchFunctionMode
 class _NoInitialValues(TorchFunctionMode):
     """Leaves out torch.nn.init, which on the meta device sets nothing, yet imports torch's compiler: seconds."""
 
-    def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else given["tensor"]

@@ -45,9 +45,8 @@ class TransformerConfig:
 
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
-        sizes = {"max_seq_len": self.max_seq_len, "dim": self.dim, "n_layers": self.n_layers, "n_heads": self.n_heads}
-        for name, value in sizes.items():
-            if value < 1:
+        for name in ("max_seq_len", "dim", "n_layers", "n_heads"):
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments, self.position_offset) < 0:
             raise ValueError("sizes must not be negative")
@@ -261,8 +260,8 @@ class Transformer(nn.Module):
                 x = torch.utils.checkpoint.checkpoint(block, x, layer, given, use_reentrant=False)
             else:
                 x = block(x, layer, given)
-        if cache is not None:
-            cache.advance(n_new, full_mask)
+        if cache is not None:  # every layer has stored the new columns
+            cache.length, cache.mask = n_cached + n_new, full_mask
         whole = n_layers is None or n_layers == len(self.blocks)
         hidden: Tensor = self.norm(x) if self.config.pre_norm and whole else x
         return hidden

@@ -1,6 +1,7 @@
 """Find the recipes that ship with nlpstack: by name, by path, or all of them."""
 
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +61,8 @@ def _stage_root() -> Path:
 
 
 def _summary(path: Path) -> str:
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return "\n".join(lines)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
@@ -74,9 +71,8 @@ def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
     else:
         what = f"no {stage + ' ' if stage else ''}recipe is called '{wanted}'"
     keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
-    close = get_close_matches(wanted.removesuffix(".toml"), keys, n=1) or get_close_matches(
-        Path(wanted).stem, keys, n=1
-    )
+    name = wanted.removesuffix(".toml")
+    close = get_close_matches(name, keys, n=1) or get_close_matches(Path(wanted).stem, keys, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ";"
     names = ", ".join(recipe.full_name for recipe in recipes) or "none"
     return f"{what}{hint} there are: {names}"

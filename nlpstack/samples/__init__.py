@@ -1,7 +1,4 @@
-"""The data sets that ship with nlpstack; `--data sample:NAME` names one.
-
-Each is a folder here, with a README.md (what it is, source, checksum) and a LICENSE beside its data files.
-"""
+"""The data sets that ship with nlpstack, each a folder with README.md and LICENSE; `--data sample:NAME` names one."""
 
 from difflib import get_close_matches
 from pathlib import Path

@@ -3,40 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nlpstack.data.readers import Note
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
 from nlpstack.tasks.classification import Classification, labels_of
 from nlpstack.tasks.generation import Generation
-from nlpstack.tasks.labelled import Note
 from nlpstack.tasks.masked_lm import MaskedLM
 from nlpstack.tasks.ner import NER, tags_of
 from nlpstack.tokenizer import Tokenizer
 
-__all__ = [
-    "NER",
-    "TASKS",
-    "CausalLM",
-    "Classification",
-    "DocumentLayout",
-    "EvalConfig",
-    "Generation",
-    "LabelledTask",
-    "MaskedLM",
-    "Task",
-    "TaskConfig",
-    "labelled_task",
-    "labelled_task_of",
-    "task_on",
-]
+__all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Task"]
+__all__ += ["DocumentLayout", "EvalConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
 
-TASKS: dict[str, type[Task]] = {
-    "causal_lm": CausalLM,
-    "masked_lm": MaskedLM,
-    "classification": Classification,
-    "ner": NER,
-    "generation": Generation,
-}
 LabelledTask = Classification | NER | Generation  # those that a model is fine-tuned for
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -22,17 +22,17 @@ class TaskConfig:
     whole_words: bool = False  # hide all tokens of a word or none
     truncate: bool = False  # fine-tuning: cut inputs that are longer than the context, and say how many
     ignore_unknown: bool = False  # leave out examples with a label that training never saw, and say how many
-    threshold: float = 0.5  # classification: the probability from which one of several labels is given
+    # classification: the probability from which one of several labels is given
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     class_weights: Literal["none", "balanced"] = "none"  # classification: in the loss; balanced: rare ones count more
-    label_smoothing: float = 0.0  # classification, ner: share of a label that goes to all of them
+    # classification, ner: share of a label that goes to all of them
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     constrained: bool = True  # ner: only tags that may follow each other, by Viterbi's algorithm
 
     @model_validator(mode="after")
     def _check(self) -> "TaskConfig":
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} must be above 0 and below 1")
-        if not 0 < self.threshold < 1 or not 0 <= self.label_smoothing < 1:
-            raise ValueError("threshold must be above 0 and below 1, label_smoothing at least 0 and below 1")
         return self
 
 
@@ -49,24 +49,18 @@ class DocumentLayout:
 class EvalConfig:
     """How a model is scored; every value that changes a score is in its signature."""
 
-    window: int = 0  # input tokens at a time; 0: the model's max_seq_len
-    stride: int = 0  # tokens from one window's start to the next; 0: the window
-    max_tokens: int = 0  # score about the first so many tokens; 0: all
-    pseudo_tokens: int = 1000  # of a BERT: tokens whose pseudo-perplexity is taken, each in a pass of its own
-    batch_tokens: int = 16384  # tokens scored at a time; changes speed and memory, not scores
-    resamples: int = 1000  # of the bootstrap
-    seed: int = 0  # of the bootstrap
+    window: NonNegativeInt = 0  # input tokens at a time; 0: the model's max_seq_len
+    stride: NonNegativeInt = 0  # tokens from one window's start to the next; 0: the window
+    max_tokens: NonNegativeInt = 0  # score about the first so many tokens; 0: all
+    pseudo_tokens: NonNegativeInt = 1000  # of a BERT: tokens whose pseudo-perplexity is taken, each in its own pass
+    batch_tokens: PositiveInt = 16384  # tokens scored at a time; changes speed and memory, not scores
+    resamples: NonNegativeInt = 1000  # of the bootstrap
+    seed: NonNegativeInt = 0  # of the bootstrap
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
-        if min(self.window, self.stride, self.max_tokens, self.pseudo_tokens) < 0 or self.batch_tokens < 1:
-            raise ValueError("values must not be negative, and batch_tokens must be at least 1")
-        if min(self.resamples, self.seed) < 0:
-            raise ValueError("resamples and seed must not be negative")
         if self.window and self.stride > self.window:
-            raise ValueError(
-                f"stride={self.stride} is more than window={self.window}: tokens between would go unscored"
-            )
+            raise ValueError(f"stride={self.stride} is more than window={self.window}: tokens would go unscored")
         return self
 
 

@@ -54,9 +54,8 @@ class CausalLM:
         """Score a batch of windows."""
         assert isinstance(model, GPT)
         hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
-        nll, _ = token_scores(
-            hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk
-        )  # (B, T), 0 where not scored
+        labels = batch.batch.labels["lm"]
+        nll, _ = token_scores(hidden, model.unembedding, labels, self.loss_chunk)  # (B, T), 0 where not scored
         sums = nll.double().sum(dim=1).tolist()
         for window, total in zip(batch.windows, sums, strict=True):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())

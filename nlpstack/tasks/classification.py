@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
 from nlpstack.data.labelled import TextExample
+from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.metrics.classification import ClassificationScores, MultiLabelScores, RegressionScores
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Note, RowBatch, strange_label
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, strange_label
 from nlpstack.tokenizer import Tokenizer
 
 _TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
@@ -29,11 +30,11 @@ def labels_of(examples: Sequence[TextExample], note: Note) -> Labels:
         note("labels: numbers, so this is regression, of a squared error")
         return Labels(("score",), "regression")
     multi = kinds == {tuple}
-    names = sorted({name for e in examples for name in (e.label if isinstance(e.label, tuple) else (e.label,))})  # type: ignore[type-var]
+    counts = Counter(name for e in examples for name in (e.label if isinstance(e.label, tuple) else (e.label,)))
+    names = sorted(counts)  # type: ignore[type-var]
     if len(names) < 2:
         raise DataError(f"{examples[0].where}: the training data has one label only ({', '.join(map(str, names))})")
     what = "any number of them a text" if multi else "one a text"
-    counts = Counter(name for e in examples for name in (e.label if isinstance(e.label, tuple) else (e.label,)))
     most, least = counts.most_common()[0], counts.most_common()[-1]
     note(f"labels: {len(names)}, {what}; from {least[0]} ({least[1]:,}) to {most[0]} ({most[1]:,})")
     return Labels(tuple(map(str, names)), "multi" if multi else "single")
@@ -73,19 +74,11 @@ class Classification:
         known = [example for example in examples if self._knows(example)]
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} examples with labels that training never saw are left out")
-        rows = [
-            Encoded(tokens, n_first, number, None if example.label is None else self._label(example))
-            for number, (example, (tokens, n_first)) in enumerate(
-                zip(known, self.frame.rows([(e.where, e.text, e.text_b) for e in known]), strict=True)
-            )
-        ]
+        framed = self.frame.rows([(e.where, e.text, e.text_b) for e in known])
+        rows = [Encoded(tokens, n_first, n, self._label(known[n])) for n, (tokens, n_first) in enumerate(framed)]
         self.frame.note_cuts(what, note)
         return EncodedRows(
-            examples=known,
-            rows=rows,
-            pad_id=self.frame.pad_id,
-            segments=self.frame.segments,
-            label=self._batch_labels,
+            examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
         )
 
     def _knows(self, example: TextExample) -> bool:
@@ -98,9 +91,11 @@ class Classification:
         return not strange
 
     def _label(self, example: TextExample) -> Any:
+        if example.label is None:
+            return None
         if isinstance(example.label, tuple):
             return np.isin(list(self.ids), example.label)  # (C,)
-        return float(example.label or 0) if self.labels.problem == "regression" else self.ids[str(example.label)]
+        return float(example.label) if self.labels.problem == "regression" else self.ids[str(example.label)]
 
     def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         if any(row.labels is None for row in rows):
@@ -141,24 +136,21 @@ class Classification:
         if self.labels.problem == "regression":
             for found, true in zip(logits[:, 0].tolist(), labels.tolist(), strict=True):
                 metric.update(found, true)
-        elif self.labels.problem == "multi":
+            return
+        if self.labels.problem == "multi":
             losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
-            chosen = logits.sigmoid() >= self.config.threshold
-            for found, true, nll in zip(chosen.tolist(), labels.bool().tolist(), losses.tolist(), strict=True):
-                metric.update(found, true, nll)
+            chosen, labels = logits.sigmoid() >= self.config.threshold, labels.bool()
         else:
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            for found, true, nll in zip(logits.argmax(dim=1).tolist(), labels.tolist(), losses.tolist(), strict=True):
-                metric.update(found, true, nll)
+            losses, chosen = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1)
+        for found, true, nll in zip(chosen.tolist(), labels.tolist(), losses.tolist(), strict=True):
+            metric.update(found, true, nll)
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Kind of labels, threshold, context, tokenizer and dtype of the scores."""
         threshold = f"|threshold:{self.config.threshold:g}" if self.labels.problem == "multi" else ""
-        cut = "yes" if self.config.truncate else "no"
-        return (
-            f"labels:{self.labels.problem}:{len(self.labels.names)}{threshold}|context:{self.frame.length}"
-            f"|truncate:{cut}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
-        )
+        labels, cut = f"{self.labels.problem}:{len(self.labels.names)}", "yes" if self.config.truncate else "no"
+        how = f"labels:{labels}{threshold}|context:{self.frame.length}|truncate:{cut}"
+        return f"{how}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
 
     def majority(self, train: Sequence[TextExample], val: Sequence[TextExample]) -> dict[str, float]:
         """What always answering the most frequent label of training, or the mean number, reaches."""
@@ -186,7 +178,5 @@ class Classification:
                 yield row.example, {"label": logit[0]}
             else:
                 chosen = [name for name, share in named.items() if share >= self.config.threshold]
-                yield (
-                    row.example,
-                    {"label": max(named, key=lambda n: named[n]) if single else chosen, "probabilities": named},
-                )
+                label = max(named, key=lambda n: named[n]) if single else chosen
+                yield row.example, {"label": label, "probabilities": named}

@@ -2,19 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from nlpstack.data.corpus import Split
+from nlpstack.data.readers import Note
 from nlpstack.data.sentences import SEGMENTER, split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
 from nlpstack.errors import ModelError
 from nlpstack.files import new_folder
 from nlpstack.tasks.base import DocumentLayout
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
-
-Note = Callable[[str], None]
 
 
 def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Note) -> Tokenizer:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import PromptExample
+from nlpstack.data.readers import Note
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import DataError, ModelError
 from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Note, RowBatch
+from nlpstack.tasks.labelled import Encoded, EncodedRows, RowBatch
 from nlpstack.tokenizer import Tokenizer
 
 SEPARATOR = "\n"  # between a prompt and its completion
@@ -40,9 +41,7 @@ class Generation:
     def encode(self, examples: Sequence[PromptExample], what: str, note: Note) -> EncodedRows:
         """Examples as rows: BOS, prompt, separator, completion (or else the first reference), EOS."""
         threads = torch.get_num_threads()
-        wanted = [
-            example.completion if example.completion is not None else example.references[0] for example in examples
-        ]
+        wanted = [e.references[0] if e.completion is None else e.completion for e in examples]
         prompts = self.tokenizer.encode_batch([example.prompt + SEPARATOR for example in examples], threads=threads)
         answers = self.tokenizer.encode_batch(wanted, threads=threads)
         rows, n_cut = [], 0
@@ -50,11 +49,9 @@ class Generation:
             over = len(self.before) + len(prompt) + len(answer) + 1 - self.length
             if over > 0:
                 if not self.config.truncate or over >= len(prompt):
-                    cure = (
-                        "a completion is never cut; shorten it"
-                        if over >= len(prompt)
-                        else ("shorten it, or cut the beginning of prompts with --set task.truncate=true")
-                    )
+                    cure = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
+                    if over >= len(prompt):
+                        cure = "a completion is never cut; shorten it"
                     raise DataError(
                         f"{example.where}: prompt and completion have {self.length + over:,} tokens, the model's "
                         f"context {self.length:,}; {cure}"
@@ -66,11 +63,7 @@ class Generation:
         if n_cut:
             note(f"{what}: the beginning of {n_cut:,} prompts was cut to fit the context (task.truncate)")
         return EncodedRows(
-            examples=examples,
-            rows=rows,
-            pad_id=self.tokenizer.pad_id or 0,
-            segments=False,
-            label=self._batch_labels,
+            examples=examples, rows=rows, pad_id=self.tokenizer.pad_id or 0, segments=False, label=self._batch_labels
         )
 
     def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -109,10 +102,8 @@ class Generation:
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """What is scored, the context, tokenizer and dtype."""
-        return (
-            f"scored:completion+eos|separator:newline|context:{self.length}|tok:{self.tokenizer.hash[:12]}"
-            f"|dtype:{dtype}"
-        )
+        tokenizer = self.tokenizer.hash[:12]
+        return f"scored:completion+eos|separator:newline|context:{self.length}|tok:{tokenizer}|dtype:{dtype}"
 
     def write(self, model: nn.Module, prompts: Sequence[str], sampling: Sampling) -> list[str]:
         """What the model writes after each prompt."""

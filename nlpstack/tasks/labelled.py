@@ -10,11 +10,10 @@ from torch import Tensor
 
 from nlpstack.data.batch import Batch, by_length, pad_rows
 from nlpstack.data.loader import Example
+from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.model import TransformerConfig
 from nlpstack.tokenizer import Tokenizer
-
-Note = Callable[[str], None]
 
 
 class Encoded(NamedTuple):

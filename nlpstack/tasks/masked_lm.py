@@ -10,22 +10,15 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch
 from nlpstack.data.shards import TokenShards
+from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.metrics.masked_lm import MaskedLMScores
 from nlpstack.model import BERT
-from nlpstack.model.heads import Head
+from nlpstack.model.heads import HEADS, Head
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
+from nlpstack.tasks import masked_rows
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.masked_rows import (
-    MaskedRows,
-    PackedRows,
-    PairRows,
-    RowFormat,
-    Stretches,
-    one_hidden_each,
-    single_row,
-    stack,
-)
+from nlpstack.tasks.masked_rows import MaskedRows, PackedRows, PairRows, RowFormat, Stretches
 from nlpstack.tokenizer import Tokenizer
 
 _SHOWN_TOKENS = 24  # of the text around a guess that is shown
@@ -59,6 +52,7 @@ class MaskedLM:
                 "or train one with 'nlpstack tokenizer train'"
             )
         self.tokenizer, self.config = tokenizer, config
+        self.heads: tuple[Head, ...] = HEADS if config.nsp else ("mlm",)  # that the task trains
         self.predicted_share = config.mask_share
         self.loss_chunk = loss_chunk(tokenizer.vocab_size)
         special = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
@@ -75,11 +69,6 @@ class MaskedLM:
             length=length,
         )
         self.layout = DocumentLayout(language=language) if config.nsp else DocumentLayout(eos_id=tokenizer.sep_id)
-
-    @property
-    def heads(self) -> tuple[Head, ...]:
-        """The heads that the task trains."""
-        return ("mlm", "pooler", "nsp") if self.config.nsp else ("mlm",)
 
     def examples(self, shards: TokenShards, seed: int) -> MaskedRows:
         """A split as training examples: pairs of texts or, without next sentences, packed rows."""
@@ -113,15 +102,14 @@ class MaskedLM:
         n_wanted = min(len(stretches), -(-config.pseudo_tokens // (self.form.length - 2)))
         for number in range(n_wanted):
             tokens = stretches.row(0, number * len(stretches) // n_wanted).tokens[1:-1]
-            copies = one_hidden_each(tokens, self.form)
+            copies = masked_rows.one_hidden_each(tokens, self.form)
             n_done = 0
             while group := list(islice(copies, n_rows)):
                 places = torch.arange(len(group)) * (self.form.length + 1) + n_done + 1  # row by row, one place on
                 labels = torch.from_numpy(tokens[n_done : n_done + len(group)])
                 n_done += len(group)
-                yield ScoredBatch(
-                    batch=replace(stack(group, self.form), labels={"mlm": labels}, places=places), alone=True
-                )
+                batch = replace(masked_rows.stack(group, self.form), labels={"mlm": labels}, places=places)
+                yield ScoredBatch(batch=batch, alone=True)
 
     def metric(self) -> MaskedLMScores:
         """Losses, accuracies and pseudo-perplexity, not filled yet."""
@@ -173,20 +161,17 @@ class MaskedLM:
     def write(self, model: nn.Module, prompts: list[list[int]]) -> list[dict[str, str]]:
         """Each stretch with the token in its middle hidden, and what the model takes it for."""
         assert isinstance(model, BERT)
-        training, device = model.training, model.unembedding.device
-        model.eval()
         found = []
         for ids in prompts:
             middle = len(ids) // 2
-            row = single_row(torch.tensor(ids).numpy(), self.form)
+            row = masked_rows.single_row(torch.tensor(ids).numpy(), self.form)
             row.tokens[middle + 1] = self.form.mask_id
-            hidden = model(torch.from_numpy(row.tokens)[None].to(device))
+            with evaluating(model):
+                hidden = model(torch.from_numpy(row.tokens)[None].to(model.unembedding.device))
             guess = int(model.mlm_logits(hidden[0, middle + 1]).argmax())
             before, after = self.tokenizer.decode(ids[:middle]), self.tokenizer.decode(ids[middle + 1 :])
-            found.append(
-                {"prompt": f"{before}{self.tokenizer.mask_token}{after}", "text": self.tokenizer.decode([guess])}
-            )
-        model.train(training)
+            shown = f"{before}{self.tokenizer.mask_token}{after}"
+            found.append({"prompt": shown, "text": self.tokenizer.decode([guess])})
         return found
 
 
@@ -211,5 +196,4 @@ def masked_loss(model: nn.Module, batch: Batch, chunk: int) -> dict[str, Tensor]
 
 def _by_row(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
     """Sums of values (N,) by the row each belongs to: (B,), in fp64."""
-    sums = torch.zeros(n_rows, dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, row, values.double())
+    return torch.zeros(n_rows, dtype=torch.float64, device=values.device).index_add_(0, row, values.double())

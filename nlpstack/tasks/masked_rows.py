@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,17 +52,6 @@ class Row(NamedTuple):
     label: int | None  # 0: the second text follows the first; 1: it does not; None: there is one text
 
 
-class Rows(Protocol):
-    """Rows by (epoch, index)."""
-
-    def __len__(self) -> int: ...
-    def row(self, epoch: int, index: int) -> Row:
-        """The row, a pure function of seed, epoch and index."""
-
-    def report(self) -> list[str]:
-        """Lines for the log: of what the rows are made."""
-
-
 class PairRows:
     """Two texts a row, of which the second follows the first or does not."""
 
@@ -81,10 +70,8 @@ class PairRows:
 
     def report(self) -> list[str]:
         """How many pairs there are, and of what they are made."""
-        return [
-            f"sentences cut by {self.segmenter}; a language it does not know by English rules",
-            *self.pairs.report(),
-        ]
+        cut = f"sentences cut by {self.segmenter}; a language it does not know by English rules"
+        return [cut, *self.pairs.report()]
 
 
 class PackedRows:
@@ -131,6 +118,9 @@ def single_row(tokens: np.ndarray, form: RowFormat) -> Row:
     return Row(whole, len(whole), None)
 
 
+Rows = PairRows | PackedRows | Stretches  # by (epoch, index): pure functions of these and the seed
+
+
 @dataclass(frozen=True)
 class MaskedRows:
     """Rows with tokens hidden anew in each epoch, a pure function of (seed, epoch, index)."""
@@ -163,18 +153,10 @@ class MaskedRows:
         room = label_room(len(examples), length, self.form.share, whole_words=self.form.whole_words)
         room = max(room, _multiple(len(places)))
         batch = stack([row._replace(tokens=hidden.tokens) for row, hidden in made], self.form)
-        next_labels = [row.label for row, _ in made if row.label is not None]
-        return Batch(
-            tokens=batch.tokens,
-            labels={
-                "mlm": pad_rows([labels], IGNORE_INDEX, room)[0],
-                **({"nsp": torch.tensor(next_labels)} if next_labels else {}),
-            },
-            mask=batch.mask,
-            segments=batch.segments,
-            places=pad_rows([places], 0, room)[0],
-            n_targets={"mlm": len(labels), **({"nsp": len(next_labels)} if next_labels else {})},
-        )
+        given, n_targets = {"mlm": pad_rows([labels], IGNORE_INDEX, room)[0]}, {"mlm": len(labels)}
+        if following := [row.label for row, _ in made if row.label is not None]:
+            given["nsp"], n_targets["nsp"] = torch.tensor(following), len(following)
+        return replace(batch, labels=given, places=pad_rows([places], 0, room)[0], n_targets=n_targets)
 
     def describe(self, n_rows: int) -> list[str]:
         """What was done to the first rows of the first epoch: tokens hidden, and how full the rows are."""

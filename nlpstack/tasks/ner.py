@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import TaggedExample
+from nlpstack.data.readers import Note
 from nlpstack.errors import DataError
 from nlpstack.metrics import Score
 from nlpstack.metrics.entities import EntityScores, entity_spans
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Note, RowBatch, strange_label
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, strange_label
 from nlpstack.tokenizer import Tokenizer
 
 TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
+Window = tuple[int, int, int, int]  # of words: first, stop, first owned, stop of owned
 _NEVER = -1e9  # added to the score of a tag that may not stand there
 
 
@@ -60,7 +62,7 @@ def best_tags(scores: np.ndarray, allowed: np.ndarray | None) -> list[int]:
     return tags[::-1]
 
 
-def windows_of(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, int]]:
+def windows_of(lengths: Sequence[int], room: int) -> list[Window]:
     """Windows of words: (first, stop, first owned, stop of owned), whose words have at most `room` pieces in all.
 
     Neighbours overlap by about a quarter of the room; of the words in both, each owns the half that is nearer to its
@@ -76,11 +78,7 @@ def windows_of(lengths: Sequence[int], room: int) -> list[tuple[int, int, int, i
             break
         back = int(np.searchsorted(ends, int(ends[stop - 1]) - room // 4, side="left")) + 1
         first = min(max(back, first + 1), stop)
-    edges = [
-        0,
-        *((later + stop + 1) // 2 for (_, stop), (later, _) in pairwise(spans)),
-        len(lengths),
-    ]
+    edges = [0, *((later + stop + 1) // 2 for (_, stop), (later, _) in pairwise(spans)), len(lengths)]
     return [(*span, edges[i], edges[i + 1]) for i, span in enumerate(spans)]
 
 
@@ -160,9 +158,7 @@ class NER:
             examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
         )
 
-    def _row(
-        self, number: int, example: TaggedExample, pieces: list[list[int]], window: tuple[int, int, int, int]
-    ) -> Encoded:
+    def _row(self, number: int, example: TaggedExample, pieces: list[list[int]], window: Window) -> Encoded:
         first, stop, own, own_stop = window
         places, tokens = [], list(self.frame.cls)
         for word in range(first, stop):
@@ -194,11 +190,8 @@ class NER:
         """Cross-entropy summed over words, each by its first piece."""
         logits = self._logits(model, batch).flatten(0, 1)  # (B * T, C)
         labels, smoothing = batch.labels["tag"].flatten(), self.config.label_smoothing
-        return {
-            "tag": F.cross_entropy(
-                logits, labels, reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
-            )
-        }
+        sums = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
+        return {"tag": sums}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         assert isinstance(model, BERT)
@@ -232,10 +225,8 @@ class NER:
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Decoding, context, tokenizer and dtype of the scores."""
-        return (
-            f"decoding:{'viterbi' if self.config.constrained else 'argmax'}|context:{self.frame.length}"
-            f"|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
-        )
+        decoding = "viterbi" if self.config.constrained else "argmax"
+        return f"decoding:{decoding}|context:{self.frame.length}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
 
     def majority(self, train: Sequence[TaggedExample], val: Sequence[TaggedExample]) -> dict[str, float]:
         """What tagging each word as training most often has it reaches; a word that it lacks is O."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
+from nlpstack.data.batch import IGNORE_INDEX, Batch, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
 
 _SHORT_GROUPS = 16  # short windows are gathered for so many batches, so that those batched are of like length
@@ -67,22 +67,16 @@ def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> It
             yield _pad(full)
             full = []
         if len(short) == _SHORT_GROUPS * rows:
-            yield from _by_length(short, batch_tokens)
+            yield from _like_length(short, batch_tokens)
             short = []
     if full:
         yield _pad(full)
-    yield from _by_length(short, batch_tokens)
+    yield from _like_length(short, batch_tokens)
 
 
-def _by_length(parts: list[Window], batch_tokens: int) -> Iterator[WindowBatch]:
-    group: list[Window] = []
-    for part in sorted(parts, key=lambda w: -len(w.tokens)):
-        if group and len(group[0].tokens) * (len(group) + 1) > batch_tokens:
-            yield _pad(group)
-            group = []
-        group.append(part)
-    if group:
-        yield _pad(group)
+def _like_length(parts: list[Window], batch_tokens: int) -> Iterator[WindowBatch]:
+    for places in by_length([len(part.tokens) for part in parts], batch_tokens):
+        yield _pad([parts[place] for place in places])
 
 
 def _pad(parts: list[Window]) -> WindowBatch:

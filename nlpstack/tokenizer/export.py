@@ -78,11 +78,9 @@ def _bpe(pieces: list[str]) -> Json:
 
 
 def _merges(piece: str, learned: set[str]) -> list[tuple[str, str]]:
-    """The pairs that make up a piece, in the order that breaks ties as SentencePiece does.
-
-    SentencePiece takes the best piece, then the leftmost pair, whatever its parts; Hugging Face ranks the pairs of one
-    piece. Two pairs of one piece compete only where they share a symbol, as "aba" does in ab|a|ba: the left pair ends
-    in the symbol that the right one, and so the piece, begins with. Such pairs come first.
-    """
+    """The pairs that make up a piece, in the order that breaks ties as SentencePiece does."""
+    # SentencePiece takes the best piece, then the leftmost pair, whatever its parts; Hugging Face ranks the pairs of
+    # one piece. Two pairs of one piece compete only where they share a symbol, as "aba" does in ab|a|ba: the left pair
+    # ends in the symbol that the right one, and so the piece, begins with. Such pairs come first.
     pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
     return sorted((pair for pair in pairs if learned.issuperset(pair)), key=lambda pair: not piece.startswith(pair[1]))

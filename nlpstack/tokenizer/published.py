@@ -134,10 +134,8 @@ def _library(file: Path, data: bytes) -> Any:
 
 
 def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str, Any]:
-    """The tokenizer.json with special tokens renamed to what no text holds, so that their spellings are plain text.
-
-    The library's own `encode_special_tokens` is not enough: unigram and whole-word models match the spellings too.
-    """
+    """The tokenizer.json with special tokens renamed to what no text holds, so that their spellings are plain text."""
+    # The library's own `encode_special_tokens` is not enough: unigram and whole-word models match the spellings too.
 
     def renamed(value: Any) -> Any:
         if isinstance(value, str):

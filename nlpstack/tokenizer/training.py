@@ -189,9 +189,7 @@ def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: fl
 
 
 def _too_large(size: int, most: int) -> ConfigError:
-    return ConfigError(
-        f"tokenizer.vocab_size={size} is more than this text supports; at most {most} (or train on more text)"
-    )
+    return ConfigError(f"tokenizer.vocab_size={size} is more than this text supports; at most {most} (or more text)")
 
 
 def _too_small(size: int, least: int) -> ConfigError:

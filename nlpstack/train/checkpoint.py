@@ -73,9 +73,8 @@ class Checkpoints:
         folder = self.path(step)
         if not verify_manifest(folder, CheckpointError, "an older checkpoint or --overwrite will do"):
             raise CheckpointError(f"{folder}: has no manifest, so it was never finished")
-        model, optimizer = (
-            read_tensors(folder / f"{name}.safetensors", CheckpointError) for name in ("model", "optimizer")
-        )
+        model = read_tensors(folder / "model.safetensors", CheckpointError)
+        optimizer = read_tensors(folder / "optimizer.safetensors", CheckpointError)
         return Checkpoint(model, optimizer, read_json_object(folder / "state.json", CheckpointError))
 
 

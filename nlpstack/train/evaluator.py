@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from nlpstack.decode.loop import evaluating
 from nlpstack.metrics import Score
 from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train.runtime import autocast
@@ -14,12 +15,7 @@ def evaluate(
     """Every score of a model on a task's data; the model is left in the mode it was in."""
     signature = task.signature(model, config, dtype)  # first: it refuses what cannot be scored
     metric = task.metric()
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), autocast(device, dtype):
-            for batch in task.eval_batches(model, data, config):
-                task.score(model, batch.to(device), metric)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode(), autocast(device, dtype):
+        for batch in task.eval_batches(model, data, config):
+            task.score(model, batch.to(device), metric)
     return metric.compute(signature, n_resamples=config.resamples, seed=config.seed)

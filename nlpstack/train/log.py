@@ -23,14 +23,10 @@ class Reporter(Protocol):
 class Silent:
     """Says nothing; what library calls use unless they are given another."""
 
-    def say(self, text: str) -> None:
+    def say(self, *args: object, **named: object) -> None:
         """Nothing."""
 
-    def progress(self, done: int, total: int, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    progress = close = say
 
 
 class Console:

@@ -160,10 +160,8 @@ def _by_share(model: nn.Module, config: OptimConfig) -> dict[float, list[nn.Para
 
 
 def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config: OptimConfig) -> Optimizer:
-    """An optimizer that needs one gradient a step; only matrices are decayed.
-
-    AdamW shrinks the weights themselves (decoupled decay); in all others the decay is added to the gradient (L2).
-    """
+    """An optimizer that needs one gradient a step; only matrices are decayed."""
+    # AdamW shrinks the weights themselves (decoupled decay); in all others the decay is added to the gradient (L2).
     groups: list[dict[str, Any]] = [
         {"params": chosen, "weight_decay": decay, "lr_share": share}
         for share, parameters in by_share.items()

@@ -279,18 +279,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         except TypeError as error:
             raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
 
-    def results(self) -> dict[str, Any] | None:
-        """results.json of a finished run."""
-        return read_results(self.path)
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write what the evaluator said last, and the run's figures."""
-        write_text(self.path / "results.json", results_text(results))
-
-
-def results_text(results: Mapping[str, Any]) -> str:
-    """What results.json holds."""
-    return json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a run's results.json: what the evaluator said last, and the run's figures."""
+    write_text(path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:

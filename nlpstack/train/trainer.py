@@ -102,18 +102,16 @@ class Trainer:
     def steps(self) -> Iterator[StepReport]:
         """Train from where the state stands to the last step, yielding a report after each."""
         self.model.train()
-        for micro_batches in self._batches():
+        batches = self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
+        if self.optim.full_batch:  # the same blocks at every step: an epoch cut at other places has another loss
+            batches = repeat(self.loader.micro_batches(0), self.choices.steps - self.state.step)
+        for micro_batches in batches:
             started = time.perf_counter()
             report = self._step(micro_batches)
             self.state.step += 1
             self.state.tokens += report.n_tokens
             self.state.seconds += time.perf_counter() - started
             yield report
-
-    def _batches(self) -> Iterator[list[Batch]]:
-        if self.optim.full_batch:  # the same blocks at every step: an epoch cut at other places has another loss
-            return repeat(self.loader.micro_batches(0), self.choices.steps - self.state.step)
-        return self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
 
     def seconds_per_step(self, n_timed: int = 5) -> float:
         """How long a step takes, from gradients alone: nothing is updated, and no generator moves."""
@@ -123,8 +121,7 @@ class Trainer:
         self.accumulate(batches)  # compiles, and fills caches
         started = time.perf_counter()
         for _ in range(n_timed):
-            means = self.accumulate(batches)
-            torch.stack([*means.values()]).tolist()  # waits for the device
+            torch.stack([*self.accumulate(batches).values()]).tolist()  # waits for the device
         seconds = (time.perf_counter() - started) / n_timed
         self.model.zero_grad()
         runtime.set_rng_state(state, self.device)
