@@ -1,4 +1,4 @@
-"""What `nlpstack tokenizer` does: where readers meet tokenizers."""
+"""What `nlpstack tokenizer` and `nlpstack data` do: where readers meet tokenizers."""
 
 import json
 import tempfile
@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nlpstack.config import build
+from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
+from nlpstack.data.labelled import Splits, labelled_splits, read_labelled
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
+from nlpstack.hub import load_model
+from nlpstack.tasks import LabelledTask, TaskConfig, task_on
 from nlpstack.tasks.corpus import make_tokenizer
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
@@ -84,3 +90,39 @@ def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, A
         found["pieces"] = [tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace") for token in ids]
         found["bytes_per_token"] = round(len(text.encode("utf-8")) / max(1, len(ids)), 3)
     return found
+
+
+def check_data(
+    paths: Sequence[str], task: str, *, model: str | Path | None = None, note: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Counts, label balance and doubles of each split of labelled files and, with a `model`, its tokens in them.
+
+    Under `splits` each has the counts of `nlpstack.data.check.describe`, and with a model `tokens`, `longest`, `mean`
+    and `unknown` (tokens of characters that it lacks). What may spoil a training or its scores is listed under
+    `problems`. DataError, with file and line, for what cannot be read.
+    """
+    found = read_labelled(labelled_splits(paths, task), task, note)
+    splits: Splits = {name: found[name] for name in ("train", "all", "val", "test") if name in found}
+    report, problems = describe(splits)
+    if model is not None:
+        ready = load_model(model, note=note)
+        loose = TaskConfig(name=task, truncate=True, ignore_unknown=True)  # type: ignore[arg-type]
+        made = task_on(next(iter(splits.values())), ready.tokenizer, ready.config, loose, lambda _: None)
+        for name, examples in splits.items():
+            report[name] |= _tokens(name, examples, made, problems)
+    return {"task": task, "splits": report, "problems": problems}
+
+
+def _tokens(name: str, examples: Sequence[Any], task: LabelledTask, problems: list[str]) -> dict[str, Any]:
+    """Tokens of a split's rows; what encoding them has to say of rows over the context is a problem."""
+    notes: list[str] = []
+    rows = task.encode(examples, name, notes.append).rows
+    problems += [note for note in notes if "left out" not in note]  # strange labels are among the problems already
+    lengths = np.array([len(row.tokens) for row in rows])
+    unknown = sum(int((row.tokens == task.tokenizer.unk_id).sum()) for row in rows)
+    if unknown:
+        problems.append(
+            f"{name}: {unknown:,} of {lengths.sum():,} tokens are of characters the tokenizer does not know"
+        )
+    mean = float(lengths.mean()) if rows else 0.0
+    return {"tokens": int(lengths.sum()), "longest": int(lengths.max(initial=0)), "mean": mean, "unknown": unknown}

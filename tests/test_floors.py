@@ -15,7 +15,20 @@ FLOORS: dict[str, float] = {
     "__main__": 9,  # the door into cli
     "cli": 8,
     **dict.fromkeys(
-        ["pretrain", "finetune", "eval", "generate", "predict", "embed", "merge", "prepare", "compare", "inspection"], 7
+        [
+            "pretrain",
+            "finetune",
+            "eval",
+            "generate",
+            "predict",
+            "embed",
+            "merge",
+            "prepare",
+            "check",
+            "compare",
+            "inspection",
+        ],
+        7,
     ),
     "attention": 7,
     "job": 6.5,  # a whole run: it asks what stands on the floor below

@@ -12,6 +12,7 @@ import click
 from nlpstack import __version__
 from nlpstack.cli.attention import attention_command
 from nlpstack.cli.completion import completion_command
+from nlpstack.cli.data import data_group
 from nlpstack.cli.doctor import doctor_command
 from nlpstack.cli.embed import embed_command
 from nlpstack.cli.eval import eval_command
@@ -45,8 +46,8 @@ def main() -> None:
 
 for command in (
     *(pretrain_command, finetune_command, eval_command, predict_command, merge_command, generate_command),
-    *(fill_mask_command, embed_command, attention_command, tokenizer_group, recipes_command, info_command),
-    *(doctor_command, completion_command),
+    *(fill_mask_command, embed_command, attention_command, tokenizer_group, data_group, recipes_command),
+    *(info_command, doctor_command, completion_command),
 ):
     main.add_command(command)
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,13 @@ def classes_of(example: Example) -> tuple[str, ...]:
         return tuple(sorted({tag[2:] for tag in example.tags or () if tag != "O"}))
     label = example.label if isinstance(example, TextExample) else None
     return (label,) if isinstance(label, str) else tuple(sorted(set(label))) if isinstance(label, tuple) else ()
+
+
+def inputs_of(example: Example) -> object:
+    """What a model is given of an example; examples in which it is equal are doubles."""
+    if isinstance(example, TaggedExample):
+        return example.words
+    return example.prompt if isinstance(example, PromptExample) else (example.text, example.text_b)
 
 
 def read_texts(path: Path, note: Note, *, labelled: bool = True) -> list[TextExample]:
@@ -280,7 +286,6 @@ def load_labelled(paths: Sequence[str], task: str, *, val_share: float, seed: in
     splits = {name.replace("all", "train"): examples for name, examples in splits.items()}
     if "val" not in splits:
         splits |= _cut_val(splits["train"], val_share, seed, note)
-    inputs_of = attrgetter(*{"classification": ("text", "text_b"), "ner": ("words",)}.get(task, ("prompt",)))
     for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
         known = set(map(inputs_of, splits[other]))
         if double := sum(inputs_of(example) in known for example in splits.get(name, [])):

@@ -1,0 +1,56 @@
+"""`nlpstack data`."""
+
+from typing import Any
+
+import click
+
+from nlpstack.cli.options import echo_json, folder_option, make_reporter, output_options
+
+
+@click.group("data")
+def data_group() -> None:
+    """Look at data before training on it.
+
+    \b
+    Example:
+      nlpstack data check sample:wnut17 --task ner
+    """
+
+
+@data_group.command("check")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option(
+    "--task", type=click.Choice(["classification", "ner", "generation"]), required=True, help="What it is for."
+)
+@folder_option("--model", "Also count its tokens, those it does not know, and rows over its context.")
+@output_options
+def check_command(
+    paths: tuple[str, ...], task: str, model: str | None, as_json: bool, quiet: bool, debug: bool
+) -> None:
+    """Lint labelled data: counts, label balance, bad tags, doubles inside and across splits, over-long rows.
+
+    \b
+    Example:
+      nlpstack data check sample:wnut17 --task ner --model runs/bert
+    """
+    from nlpstack.prepare import check_data
+
+    found = check_data(paths, task, model=model, note=make_reporter(quiet=quiet).say)
+    if as_json:
+        echo_json(found)
+        return
+    for name, split in found["splits"].items():
+        click.echo(f"{name}: {_described(split)}")
+    for problem in found["problems"]:
+        click.echo(f"problem: {problem}")
+    if not found["problems"]:
+        click.echo("no problems found")
+
+
+def _described(split: dict[str, Any]) -> str:
+    parts = [f"{split['examples']:,} examples"]
+    if split["labels"]:
+        parts.append(", ".join(f"{label} {n:,}" for label, n in split["labels"].items()))
+    if "tokens" in split:
+        parts.append(f"{split['tokens']:,} tokens, {split['mean']:.1f} a row, at most {split['longest']:,}")
+    return "; ".join(parts)
