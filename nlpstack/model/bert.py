@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nlpstack.model.heads import ALL_HEADS, HEADS, Head, Labels, MaskedLMHead, Pooler
 from nlpstack.model.meta import on_meta
 from nlpstack.model.neighbours import see_neighbours
+from nlpstack.model.texts import see_shared_tokens
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
 
@@ -59,6 +60,10 @@ class BERT(nn.Module):
         init_weights(model, n_layers=config.n_layers, generator=generator)
         if config.positions == "learned" and config.dim >= 8:
             see_neighbours(model.transformer, generator)
+            enough = config.n_layers >= 2 and config.n_heads == config.kv_heads >= 3
+            if "nsp" in model.heads and config.n_segments == 2 and enough:
+                assert model.pooler is not None
+                see_shared_tokens(model.transformer, model.pooler.dense, generator)
         return model
 
     @property

@@ -17,7 +17,7 @@ TOKEN_STD = 0.06  # three times the usual: the sum of embeddings is normalised, 
 _PLACE_STD = 0.06  # of the sinusoids
 _SLOWEST = 0.1  # radians a token: of frequencies from 1 down to this, which tell near places apart
 _PEAK = 11.5  # logit of the distance looked at, about; it weighs some 0.6, the distances beside it 0.2 each
-_OUT_STD = 0.4  # times 1 / sqrt(dim)
+OUT_STD = 0.4  # times 1 / sqrt(dim)
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def see_neighbours(transformer: Transformer, generator: torch.Generator) -> None
             attention.q_proj.weight[rows] *= 0.1
             attention.q_proj.weight[rows, places] = reads @ _moved(frequencies, distance)
     attention.v_proj.weight.mul_(1 / math.sqrt(config.dim) / attention.v_proj.weight.std())
-    attention.out_proj.weight.mul_(_OUT_STD / math.sqrt(config.dim) / attention.out_proj.weight.std())
+    attention.out_proj.weight.mul_(OUT_STD / math.sqrt(config.dim) / attention.out_proj.weight.std())
 
 
 def _moved(frequencies: Tensor, distance: int) -> Tensor:

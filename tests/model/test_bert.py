@@ -153,3 +153,26 @@ def test_places_and_tokens_begin_in_parts_of_the_width_of_their_own() -> None:
     assert not model.transformer.positions.weight[:, :-16].any()
     assert model.transformer.tokens.weight[:, :-16].std().item() == pytest.approx(0.06, rel=0.05)
     assert model.transformer.positions.weight[:, -16:].std().item() == pytest.approx(0.06, rel=0.2)
+
+
+def pairs(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [CLS] 15 tokens [SEP] 15 tokens [SEP], their segments, and which have 6 tokens in both texts."""
+    draw = torch.Generator().manual_seed(5)
+    rows = torch.stack([torch.randperm(500, generator=draw)[:30] + 5 for _ in range(n)])
+    shared = torch.arange(n) % 2 == 1
+    rows[shared, 15:21] = rows[shared, 4:10]
+    mark = torch.full((n, 1), 2)
+    rows = torch.cat((mark, rows[:, :15], mark + 1, rows[:, 15:], mark + 1), dim=1)
+    return rows, (torch.arange(33) > 16).long().expand(n, -1), shared
+
+
+@pytest.mark.parametrize(("heads", "least", "most"), [(["mlm", "pooler", "nsp"], 0.9, 1.0), (["mlm"], 0.0, 0.65)])
+def test_an_encoder_of_pairs_begins_by_seeing_what_both_texts_have(heads: list[str], least: float, most: float) -> None:
+    shape = replace(PUBLISHED, vocab_size=505, max_seq_len=33, dim=64)
+    rows, segments, shared = pairs(1200)
+    with torch.no_grad():
+        state = BERT.create(shape, seed=2, heads=heads).eval().transformer(rows, segments=segments)[:, 0]
+    features = torch.cat((state, torch.ones(len(state), 1)), dim=1).double()
+    fitted = torch.linalg.lstsq(features[:800], shared[:800, None].double()).solution
+    accuracy = (((features[800:] @ fitted)[:, 0] > 0.5) == shared[800:]).double().mean().item()
+    assert least <= accuracy <= most
