@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers.utils import logging
@@ -196,3 +197,32 @@ def test_keys_that_are_missing_or_match_nothing_are_errors(change: str, tmp_path
         ModelError, match=r"adapter_model\.safetensors: .*(lacks|adapts|fit|no place for: score.weight)"
     ):
         load_model(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("family", "head"), [case for case in CASES if case[0] != "gpt2"])
+def test_steps_of_training_are_those_of_peft(family, head, kind, tmp_path: Path) -> None:
+    """Gradients, and with them what is trained: c_attn of GPT-2 holds our three adapters in one, so not its."""
+    model = adapted(family, tmp_path, head, **KINDS[kind])
+    save_model(model, tmp_path / "adapter")
+    given = {"num_labels": 3} if head else {}
+    base = AUTO[head].from_pretrained(tmp_path / "base", **given)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=True).eval()
+    draw = torch.Generator().manual_seed(4)
+    optimizers = [
+        torch.optim.AdamW([one for one in each.parameters() if one.requires_grad], lr=1e-3) for each in (model, theirs)
+    ]
+    trained = [sum(p.numel() for group in o.param_groups for p in group["params"]) for o in optimizers]
+    assert trained[0] == trained[1]
+    for step in range(8):
+        tokens = torch.randint(6, 128, (3, 24), generator=draw)
+        logits = model(tokens) if head is None else model.label_logits(model(tokens))
+        labels = torch.randint(logits.shape[-1], logits.shape[:-1], generator=draw)
+        losses = [F.cross_entropy(one.flatten(0, -2), labels.flatten()) for one in (logits, theirs(tokens).logits)]
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4), step
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        close(logits_of(model), theirs(TOKENS).logits)

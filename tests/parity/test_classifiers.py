@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -103,3 +104,29 @@ def test_labels_that_do_not_fit_are_refused(key: str, value: object, tmp_path: P
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(ModelError, match=key):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("head", AUTO)
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_steps_of_training_are_those_of_transformers(family: str, head: str, tmp_path: Path) -> None:
+    """Every gradient, of padded batches: losses of eight steps of all weights, and the logits after them."""
+    torch.manual_seed(0)
+    theirs = shaken(AUTO[head].from_config(their_config(family)))
+    theirs.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    pad = max(0, model.config.position_offset - 1)
+    tokens, segments = batch(pad, model.config.n_segments)
+    labels = torch.randint(3, tokens.shape if head == "tokens" else tokens.shape[:1])
+    if head == "tokens":
+        labels[~MASK] = -100
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (model, theirs)]
+    for step in range(8):
+        wanted = theirs(tokens, attention_mask=MASK.long(), token_type_ids=segments, labels=labels).loss
+        logits = model.label_logits(model(tokens, mask=MASK, segments=segments))
+        loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-4), step
+        for optimizer, one in zip(optimizers, (loss, wanted), strict=True):
+            optimizer.zero_grad()
+            one.backward()
+            optimizer.step()
+    assert_same_labels(model, theirs)
