@@ -122,15 +122,15 @@ class NER:
         self.room = shape.max_seq_len - 2
         self.ids = {name: number for number, name in enumerate(labels.names)}
         self.allowed = may_follow(labels.names) if config.constrained else None
-        self._pieces: dict[str, list[int]] = {}
 
-    def pieces(self, words: Sequence[str]) -> list[list[int]]:
-        """The pieces of each word of a sentence, as they are in the words joined by one space; none has no piece."""
-        spelled = [word if place == 0 else f" {word}" for place, word in enumerate(words)]
-        if new := sorted(set(spelled) - self._pieces.keys()):
-            for text, ids in zip(new, self.tokenizer.encode_batch(new, threads=torch.get_num_threads()), strict=True):
-                self._pieces[text] = ids.tolist() or [self.tokenizer.unk_id if self.tokenizer.unk_id is not None else 0]
-        return [self._pieces[text] for text in spelled]
+    def pieces(self, sentences: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
+        """The pieces of each word of each sentence, as in the words joined by one space; none has no piece."""
+        spelled = [[word if place == 0 else f" {word}" for place, word in enumerate(words)] for words in sentences]
+        texts = sorted({text for words in spelled for text in words})
+        found = zip(texts, self.tokenizer.encode_batch(texts, threads=torch.get_num_threads()), strict=True)
+        unknown = [self.tokenizer.unk_id if self.tokenizer.unk_id is not None else 0]
+        pieces = {text: ids.tolist() or unknown for text, ids in found}
+        yield from ([pieces[text] for text in words] for words in spelled)
 
     def first_piece(self, ids: list[int]) -> int:
         """The place of a word's first piece that is more than white space: it carries the label."""
@@ -143,8 +143,9 @@ class NER:
             note(f"{what}: {len(examples) - len(known):,} sentences with types that training never saw are left out")
         rows: list[Encoded] = []
         n_windowed = n_cut = 0
-        for number, example in enumerate(known):
-            pieces = self.pieces(example.words)
+        for number, (example, pieces) in enumerate(
+            zip(known, self.pieces([example.words for example in known]), strict=True)
+        ):
             n_cut += sum(len(ids) > self.room // 2 for ids in pieces)
             pieces = [ids[: max(1, self.room // 2)] for ids in pieces]
             windows = windows_of([len(ids) for ids in pieces], self.room)

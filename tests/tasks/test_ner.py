@@ -55,7 +55,7 @@ WORDS = st.lists(
 def test_each_word_has_pieces_and_each_label_stands_at_its_first(tokenizers, kind: str, words: list[str]) -> None:
     tokenizer = tokenizers[kind]
     task = task_of(tokenizer, 512)
-    pieces = task.pieces(words)
+    (pieces,) = task.pieces([words])
     assert all(pieces)
     if kind != "wordpiece":  # what the words' pieces spell, one behind the other, is the sentence
         joined = b"".join(tokenizer.token_bytes(token) for ids in pieces for token in ids)
