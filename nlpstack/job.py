@@ -273,6 +273,10 @@ class Job:
         baselines = material.baselines()
         for name, values in baselines.items():
             self.say(f"baseline {name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+            for metric, value in values.items():
+                own, sign = scores[metric].value, -1 if metric.endswith("loss") else 1
+                if not sign * own > sign * value:
+                    self.say(f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess {name}")
         entry = {
             "model": result.model,
             "task": task.name,

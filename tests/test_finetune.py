@@ -119,6 +119,20 @@ def test_the_best_validation_is_kept_and_frozen_weights_are_proved_unchanged(bas
     assert all(torch.equal(base[name], model[name.replace("_proj.", "_proj.base.")]) for name in shared)
 
 
+@pytest.mark.parametrize(("known", "guessed"), [(True, 1.0), (False, 0.0)])
+def test_a_model_that_is_no_better_than_guessing_is_said_to_be_so(bases, data, known, guessed, tmp_path: Path) -> None:
+    if known:  # each name of the validation part is one of training's: remembering tells them all
+        (data["ner"] / "dev.conll").write_text(TAGGED["train"])
+    outcome = finetune("ner-lora", tmp_path / "run", bases["bert"], data["ner"], **{"train.epochs": 1})
+    guess = json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]["baselines"]["majority"]
+    assert guess["entity_f1"] == guessed
+    for metric, value in guess.items():
+        own = outcome.json["val"][metric]
+        warning = f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess majority"
+        assert (warning in outcome.err) == (own <= value)
+    assert known == ("warning: the model's entity_f1" in outcome.err)
+
+
 def test_a_stopped_run_goes_on_bit_for_bit_and_only_on_the_same_model(bases, data, tmp_path: Path) -> None:
     whole = finetune("ner-lora", tmp_path / "whole", bases["bert"], data["ner"]).json
     from nlpstack.finetune import finetune as call
