@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import random
-import re
 import shutil
 import statistics
 import tempfile
@@ -76,10 +75,9 @@ def ours(name: str, mode: str, seed: int, epochs: float, data: Path, out: Path) 
     result = finetune(task, [f"{key}={value}" for key, value in overrides.items()], out=out, options=options)
     assert result is not None
     metric = "accuracy" if task == "classification" else "entity_f1"
-    record, found = out / "config.toml", {"seconds": result.seconds}
-    for key, constrained in (("decoded", "true"), ("score", "false")):
-        record.write_text(re.sub("constrained = .*", f"constrained = {constrained}", record.read_text()))
-        options = EvalOptions(split="test", overrides=["eval.resamples=0"], ignore_unknown=True)
+    found = {"seconds": result.seconds}
+    for key, more in (("decoded", []), ("score", ["task.constrained=false"] if task == "ner" else [])):
+        options = EvalOptions(split="test", overrides=["eval.resamples=0", *more], ignore_unknown=True)
         found[key] = 100 * evaluate([out], options)[0]["metrics"][metric]["value"]
     return found
 

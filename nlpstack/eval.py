@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +23,10 @@ from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig, lab
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.train import evaluator, runtime
 from nlpstack.train.log import Reporter, Silent, finite
-from nlpstack.train.run import read_record, read_results, write_results
+from nlpstack.train.run import USED_BY, read_record, read_results, write_results
 
 RUNS = Path("runs")
+READING = ("truncate", "ignore_unknown", "threshold", "constrained")  # keys of [task] that say how a model is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class EvalOptions:
     base: str | Path | None = None  # of an adapter, where it is not where the adapter says
     split: str | None = None  # none: test, or val where there is no test
     metrics: Sequence[str] = ()  # none: all
-    overrides: Sequence[str] = ()  # "eval.key=value"
+    overrides: Sequence[str] = ()  # "eval.key=value", and of a fine-tuned model "task.key=value" (see READING)
     flags: Mapping[str, Any] = field(default_factory=dict)  # "key" of [eval] -> value
     device: str = "auto"
     dtype: str = "fp32"
@@ -76,11 +77,13 @@ def _evaluate_one(path: Path, options: EvalOptions, device: torch.device, dtype:
     if model.tokenizer is None:
         raise ModelError(f"{path}: has no tokenizer, so text cannot be turned into its tokens")
     record = read_record(path) if (path / "config.toml").exists() else {}
-    config = _eval_config(options, record)
+    asked = _asked(options)
+    config = _eval_config(asked["eval"], record)
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subject = _Subject(model=model, path=path, options=options, record=record, note=note)
         name = labelled_task_of(model, record)
+        _check_reading(path, name, asked["task"])
+        subject = _Subject(model=model, path=path, options=options, record=record, reading=asked["task"], note=note)
         scored = subject.labelled(name) if name else subject.corpus(cache)
         started = time.perf_counter()
         scores = evaluator.evaluate(model, scored.task, scored.data, config, device=device, dtype=dtype)
@@ -120,6 +123,7 @@ class _Subject:
     path: Path
     options: EvalOptions
     record: Mapping[str, Any]  # of its run; empty if it is of none
+    reading: Mapping[str, Any]  # keys of [task] that are asked for now
     note: Note
 
     def corpus(self, cache: Path) -> _Scored:
@@ -142,7 +146,9 @@ class _Subject:
         keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
         split = self._choose(keys)
         values = {**record.get("task", {}), **({"ignore_unknown": True} if self.options.ignore_unknown else {})}
-        config = build(TaskConfig, {**values, "name": name}, "task", {}, f"{self.path}/config.toml")
+        values |= self.reading
+        origin = {f"task.{key}": "--set" for key in self.reading}
+        config = build(TaskConfig, {**values, "name": name}, "task", origin, f"{self.path}/config.toml")
         task, examples = labelled_task(self.model, config), splits[split]
         return _Scored(task, task.encode(examples, split, self.note), split, keys[split])  # type: ignore[arg-type]
 
@@ -189,15 +195,29 @@ class _Subject:
         return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
 
 
-def _eval_config(options: EvalOptions, record: Mapping[str, Any]) -> EvalConfig:
-    """The run's [eval], with what was asked for now on top."""
-    values = dict(record.get("eval", {}))
-    asked = {key: value for key, value in options.flags.items() if value is not None}
+def _asked(options: EvalOptions) -> dict[str, dict[str, Any]]:
+    """The keys of [eval] and [task] that flags and overrides give."""
+    asked = {"eval": {key: value for key, value in options.flags.items() if value is not None}, "task": {}}
     for text in options.overrides:
         for path, value in parse_override(text).items():
             section, _, key = path.partition(".")
-            check_keys({section: {key: value}}, {"eval": EvalConfig}, f"--set {text}")
-            asked[key] = value
+            check_keys({section: {key: value}}, {"eval": EvalConfig, "task": TaskConfig}, f"--set {text}")
+            asked[section][key] = value
+    return asked
+
+
+def _check_reading(path: Path, task: str, keys: Iterable[str]) -> None:
+    """Raise ConfigError for a key of [task] that would change nothing in how a model is scored."""
+    there = [f"task.{key}" for key in READING if key in USED_BY.get(task, ())]
+    for key in keys:
+        if f"task.{key}" not in there:
+            choices = f"of those it has {', '.join(there)}" if there else "it has none of those"
+            raise ConfigError(f"--set task.{key}: not a choice of how {path} is scored; {choices}")
+
+
+def _eval_config(asked: Mapping[str, Any], record: Mapping[str, Any]) -> EvalConfig:
+    """The run's [eval], with what was asked for now on top."""
+    values = dict(record.get("eval", {}))
     if "window" in asked and "stride" not in asked:
         values.pop("stride", None)  # the run's stride belongs to its own window
     origin = {f"eval.{key}": "config.toml" for key in values} | {f"eval.{key}": f"--{key}" for key in asked}

@@ -86,13 +86,13 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
     if isinstance(task, Classification):
         task.weigh(splits["train"])
-    _adapt(model, run, place, fresh, note)
+    base = str(place), weights_hash(place)
+    _adapt(model, run, base, fresh, note)
     lengths, size, budget = train.lengths, config.train.batch_size, config.train.batch_tokens
     order = Bucketed(lengths, batch_size=size, batch_tokens=budget, seed=seed)
     counts = ", ".join(f"{part} {len(examples):,}" for part, examples in splits.items())
     note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
-    unknown = sum(int((row.tokens == task.tokenizer.unk_id).sum()) for row in train.rows)
-    if unknown:
+    if unknown := train.count(task.tokenizer.unk_id):
         note(f"{unknown:,} of {sum(lengths):,} training tokens are of characters that the tokenizer does not know")
     files = labelled_splits(paths, name)
     return Material(
@@ -108,11 +108,11 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
         baselines=lambda: {"majority": found} if (found := task.majority(splits["train"], splits["val"])) else {},
         hashes={
             "tokenizer": task.tokenizer.hash,
-            "model": weights_hash(place),
+            "model": base[1],
             **{f"data_{part}": split_key(members) for part, members in files.items()},
         },
-        facts={"data": ", ".join(paths), "task": name, "base": str(place)},
-        start=str(place),
+        facts={"data": ", ".join(paths), "task": name, "base": base[0]},
+        start=base[0],
     )
 
 
@@ -138,8 +138,8 @@ def _with_heads(start: LanguageModel, run: Run, task: LabelledTask, note: Note) 
     return model, fresh
 
 
-def _adapt(model: LanguageModel, run: Run, place: Path, fresh: list[str], note: Note) -> None:
-    """Adapters if asked for, beside which fresh weights train; frozen weights; how much of it all trains."""
+def _adapt(model: LanguageModel, run: Run, base: tuple[str, str], fresh: list[str], note: Note) -> None:
+    """Adapters on `base` if asked for, beside which fresh weights train; frozen weights; how much of it all trains."""
     lora, freeze = run.config.lora, run.config.train.freeze
     names = [name for name, _ in model.named_parameters()]
     if missing := [prefix for prefix in freeze if not any(name.startswith(prefix) for name in names)]:
@@ -150,7 +150,7 @@ def _adapt(model: LanguageModel, run: Run, place: Path, fresh: list[str], note: 
         wrapped = add_lora(model, lora, seed=run.config.train.seed)
         for name in fresh:
             model.get_parameter(name).requires_grad_(True)
-        model.base = str(place), weights_hash(place)
+        model.base = base
         kind = "DoRA" if lora.dora else "rsLoRA" if lora.rslora else "LoRA"
         note(f"{kind}: rank {lora.rank} on {len(wrapped)} layers ({', '.join(sorted(lora.targets))})")
     for name, parameter in model.named_parameters():

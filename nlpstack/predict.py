@@ -197,7 +197,7 @@ def predict(
     inputs = islice(_inputs(path, name, note), skip, None)
     with session(threads=options.threads or torch.get_num_threads(), deterministic=False), evaluating(ready):
         while chunk := list(islice(inputs, _CHUNK)):
-            yield from _results(task, ready, chunk, options)
+            yield from _results(task, ready, chunk, options, lambda line: note(f"{path}: {line}"))
 
 
 class _Input(NamedTuple):
@@ -241,13 +241,13 @@ def _text_input(where: str, text: str, task: str) -> _Input:
 
 @torch.inference_mode()
 def _results(
-    task: LabelledTask, model: LanguageModel, chunk: list[_Input], options: PredictOptions
+    task: LabelledTask, model: LanguageModel, chunk: list[_Input], options: PredictOptions, note: Note
 ) -> Iterator[dict[str, Any]]:
     examples = [one.example for one in chunk]
     if isinstance(task, Generation):
         yield from ({"text": text} for text in task.write(model, [e.prompt for e in examples], options.sampling))
         return
-    rows = task.encode(examples, "input", lambda line: None)
+    rows = task.encode(examples, f"of the next {len(chunk):,} inputs", note)
     texts = {number: (one.text, one.starts) for number, one in enumerate(chunk) if one.starts}
     found = dict(task.results(model, rows, options.batch_tokens, texts))
     yield from (found[number] for number in range(len(chunk)))

@@ -11,7 +11,7 @@ import numpy as np
 from nlpstack.config import build
 from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
-from nlpstack.data.labelled import Splits, labelled_splits, read_labelled
+from nlpstack.data.labelled import Splits, classes_of, labelled_splits, read_labelled
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
@@ -106,23 +106,23 @@ def check_data(
     report, problems = describe(splits)
     if model is not None:
         ready = load_model(model, note=note)
-        loose = TaskConfig(name=task, truncate=True, ignore_unknown=True)  # type: ignore[arg-type]
-        made = task_on(next(iter(splits.values())), ready.tokenizer, ready.config, loose, lambda _: None)
+        train = next(iter(splits.values()))
+        known = {one for example in train for one in classes_of(example)}
+        loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
+        made = task_on(train, ready.tokenizer, ready.config, loose, lambda _: None)
         for name, examples in splits.items():
-            report[name] |= _tokens(name, examples, made, problems)
+            readable = [example for example in examples if known.issuperset(classes_of(example))]
+            report[name] |= _tokens(name, readable, made, problems)
     return {"task": task, "splits": report, "problems": problems}
 
 
 def _tokens(name: str, examples: Sequence[Any], task: LabelledTask, problems: list[str]) -> dict[str, Any]:
     """Tokens of a split's rows; what encoding them has to say of rows over the context is a problem."""
-    notes: list[str] = []
-    rows = task.encode(examples, name, notes.append).rows
-    problems += [note for note in notes if "left out" not in note]  # strange labels are among the problems already
-    lengths = np.array([len(row.tokens) for row in rows])
-    unknown = sum(int((row.tokens == task.tokenizer.unk_id).sum()) for row in rows)
-    if unknown:
+    rows = task.encode(examples, name, problems.append)
+    lengths = np.array(rows.lengths, dtype=np.int64)
+    if unknown := rows.count(task.tokenizer.unk_id):
         problems.append(
             f"{name}: {unknown:,} of {lengths.sum():,} tokens are of characters the tokenizer does not know"
         )
-    mean = float(lengths.mean()) if rows else 0.0
+    mean = float(lengths.mean()) if len(lengths) else 0.0
     return {"tokens": int(lengths.sum()), "longest": int(lengths.max(initial=0)), "mean": mean, "unknown": unknown}

@@ -133,6 +133,45 @@ def test_a_model_that_is_no_better_than_guessing_is_said_to_be_so(bases, data, k
     assert known == ("warning: the model's entity_f1" in outcome.err)
 
 
+def test_how_a_model_is_read_can_be_chosen_for_an_evaluation(bases, data, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finetune("ner-lora", run, bases["bert"], data["ner"], **{"train.epochs": 1})
+
+    def read(*words: str) -> Outcome:
+        return nlpstack("eval", run, "--json", *(part for word in words for part in ("--set", word)))
+
+    for words, decoding in ((), "viterbi"), (("task.constrained=false",), "argmax"):
+        scores = read(*words).json["results"][0]["metrics"]
+        assert scores["entity_f1"]["signature"].startswith(f"decoding:{decoding}|")
+    for word, fault in (
+        ("task.threshold=0.3", f"--set task.threshold: not a choice of how {run} is scored; of those it has"),
+        ("task.label_smoothing=0.1", "--set task.label_smoothing: not a choice of how"),
+        ("task.name=ner", "--set task.name: not a choice of how"),
+        ("task.constrained=7", "task.constrained=7"),
+        ("task.constraint=true", "did you mean 'task.constrained'?"),
+    ):
+        refused = read(word)
+        assert (refused.code, refused.out) == (2, "")
+        assert fault in refused.err
+
+
+def test_what_is_cut_is_said_wherever_a_text_is_read(bases, data, tmp_path: Path) -> None:
+    run, source = tmp_path / "run", tmp_path / "long.tsv"
+    source.write_text("text\tlabel\n" + "king " * 60 + "\tgood\nthe sea\tbad\n")
+    finetune("classification", run, bases["bert"], data["classification"], **{"task.truncate": "false"})
+    said = "1 texts are longer than 48 tokens and were cut"
+    predicted = nlpstack("predict", "--model", run, source, "--truncate")
+    assert (predicted.code, len(predicted.out.splitlines())) == (0, 2)
+    assert said in predicted.err
+    scored = nlpstack("eval", run, "--data", source, "--set", "task.truncate=true", "--json")
+    assert said in scored.err
+    assert scored.json["results"][0]["metrics"]["accuracy"]["n"] == 2
+    for words in (["predict", "--model", run, source], ["eval", run, "--data", source]):
+        refused = nlpstack(*words)
+        assert (refused.code, refused.out) == (2, "")
+        assert "long.tsv:2: has " in refused.err
+
+
 def test_a_stopped_run_goes_on_bit_for_bit_and_only_on_the_same_model(bases, data, tmp_path: Path) -> None:
     whole = finetune("ner-lora", tmp_path / "whole", bases["bert"], data["ner"]).json
     from nlpstack.finetune import finetune as call

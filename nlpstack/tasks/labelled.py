@@ -54,6 +54,10 @@ class EncodedRows:
         """Tokens of each row."""
         return [len(row.tokens) for row in self.rows]
 
+    def count(self, token: int | None) -> int:
+        """How often a token stands in the rows."""
+        return sum(int((row.tokens == token).sum()) for row in self.rows)
+
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Rows as one batch, padded to the longest of them."""
         return self._batch([self.rows[index] for _, index in examples])
@@ -126,7 +130,7 @@ class Frame:
         if not self.truncate:
             raise DataError(
                 f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
-                "shorten it, or cut what is too long with --set task.truncate=true"
+                "shorten it, or cut what is too long with --set task.truncate=true (predict: --truncate)"
             )
         self.n_cut += 1
         if second is None:
