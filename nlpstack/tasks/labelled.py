@@ -130,7 +130,7 @@ class Frame:
         if not self.truncate:
             raise DataError(
                 f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
-                "shorten it, or cut what is too long with --set task.truncate=true (predict: --truncate)"
+                "shorten it, or cut what is too long: predict --truncate, else --set task.truncate=true"
             )
         self.n_cut += 1
         if second is None:
