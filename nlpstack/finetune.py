@@ -148,7 +148,10 @@ def _adapt(model: LanguageModel, run: Run, base: tuple[str, str], fresh: list[st
         raise ConfigError(f"train.freeze: no weight's name begins with {missing[0]!r}; there are {there}, {blocks}")
     if lora.rank:
         wrapped = add_lora(model, lora, seed=run.config.train.seed)
-        for name in fresh:
+        pooler = [name for name in names if name.startswith("pooler.")] if lora.pooler else []
+        if lora.pooler and not pooler:
+            raise ConfigError(f"lora.pooler: the task {run.config.task.name} has no pooler; leave it out")
+        for name in [*fresh, *pooler]:
             model.get_parameter(name).requires_grad_(True)
         model.base = base
         kind = "DoRA" if lora.dora else "rsLoRA" if lora.rslora else "LoRA"

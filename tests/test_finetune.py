@@ -245,6 +245,24 @@ def test_merging_gives_one_plain_model(bases, data, tmp_path: Path) -> None:
     assert not (tmp_path / "strict").exists()
 
 
+def test_a_pooler_can_train_beside_adapters_and_is_part_of_the_adapter(bases, data, tmp_path: Path) -> None:
+    finetune("classification", tmp_path / "first", bases["bert"], data["classification"])
+    base = tmp_path / "first"  # whose pooler is no longer fresh
+    before = load_model(base).state_dict()["pooler.dense.weight"]
+    words = ("--set", "lora.rank=2")
+    kept = finetune("classification-lora", tmp_path / "kept", base, data["classification"], *words)
+    trained = finetune(
+        "classification-lora", tmp_path / "own", base, data["classification"], *words, "--set", "lora.pooler=true"
+    )
+    assert (kept.code, trained.code) == (0, 0), trained.err
+    for name, is_trained in (("kept", False), ("own", True)):
+        settings = json.loads((tmp_path / name / "model" / "adapter_config.json").read_text())
+        assert ("pooler" in (settings["modules_to_save"] or [])) == is_trained
+        assert torch.equal(load_model(tmp_path / name).state_dict()["pooler.dense.weight"], before) != is_trained
+    fault = finetune("ner-lora", tmp_path / "ner", bases["bert"], data["ner"], "--set", "lora.pooler=true").fault
+    assert "lora.pooler: the task ner has no pooler; leave it out" in fault
+
+
 def test_the_newest_pretraining_run_of_the_right_arch_is_taken(bases, data, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     missing = nlpstack("finetune", "--task", "ner", "--data", data["ner"])

@@ -25,6 +25,7 @@ class LoRAConfig:
     targets: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: ["q_proj", "v_proj"])
     rslora: bool = False  # scaled by alpha / sqrt(rank) instead (Kalajdzievski 2023)
     dora: bool = False  # also the length of each row is trained (Liu et al. 2024, DoRA)
+    pooler: bool = False  # the layer between [CLS] and a classifier trains too, all of it, though it is not fresh
 
 
 class AdapterSize(NamedTuple):
