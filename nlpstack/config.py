@@ -6,14 +6,13 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
@@ -190,10 +189,7 @@ def to_toml(tables: Mapping[str, Any]) -> str:
 def near(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` where a known word is close, else the list of them."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean '{prefix}{close[0]}'?"
-    return f"; there are: {', '.join(known)}" if known else ""
+    return did_you_mean(word, known, prefix) or (f"; there are: {', '.join(known)}" if known else "")
 
 
 def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping[str, str], recipe: str) -> T:
@@ -218,11 +214,6 @@ def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping
         # Several where types are joined by |.
         reasons = [entry["msg"].removeprefix("Value error, ") for entry in found if entry["loc"][:1] == (key,)]
         reason = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
-        raise ConfigError(f"{source}: {section}.{key}{got}: {reason}{_near_choice(values.get(key), reason)}") from error
-
-
-def _near_choice(value: Any, reason: str) -> str:
-    """The choice that a misspelt one is close to, of those that pydantic's message quotes."""
-    choices = re.findall("'([^']*)'", reason)
-    close = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
-    return f"; did you mean '{close[0]}'?" if close else ""
+        # A misspelt choice may be close to one of those that pydantic's message quotes.
+        hint = did_you_mean(values[key], re.findall("'([^']*)'", reason)) if isinstance(values.get(key), str) else ""
+        raise ConfigError(f"{source}: {section}.{key}{got}: {reason}{hint}") from error

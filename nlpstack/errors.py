@@ -1,5 +1,8 @@
 """What can go wrong through a user's doing; the command line prints each as one line and exits 2."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class NlpstackError(Exception):
     """Anything a user can cause and mend; the message says what, where and how to mend it."""
@@ -23,3 +26,9 @@ class CheckpointError(NlpstackError):
 
 class TrainingError(NlpstackError):
     """A run whose numbers left the finite ones."""
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean 'x'?` where a known word is close, else nothing."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""

@@ -1,14 +1,13 @@
 """The options of decoding: which token comes next, and when a text ends."""
 
 from dataclasses import field
-from difflib import get_close_matches
 from math import inf, ulp
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, did_you_mean
 
 
 def _as_tuple(value: Any) -> Any:
@@ -136,7 +135,6 @@ def _refuse(fault: object, message: str) -> None:
 def _in_words(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] in ("unexpected_keyword_argument", "unexpected_property"):
-        close = get_close_matches(name, Sampling.__dataclass_fields__, n=1)
-        return f"unknown sampling option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+        return f"unknown sampling option '{name}'{did_you_mean(name, Sampling.__dataclass_fields__)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{name}={fault['input']!r}: {message[:1].lower()}{message[1:]}"

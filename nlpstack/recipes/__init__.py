@@ -1,11 +1,10 @@
 """Find the recipes that ship with nlpstack: by name, by path, or all of them."""
 
-from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, did_you_mean
 
 STAGES = ("pretrain", "finetune", "eval")
 
@@ -71,8 +70,6 @@ def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
     else:
         what = f"no {stage + ' ' if stage else ''}recipe is called '{wanted}'"
     keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
-    name = wanted.removesuffix(".toml")
-    close = get_close_matches(name, keys, n=1) or get_close_matches(Path(wanted).stem, keys, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
+    hint = did_you_mean(wanted.removesuffix(".toml"), keys) or did_you_mean(Path(wanted).stem, keys) or ";"
     names = ", ".join(recipe.full_name for recipe in recipes) or "none"
     return f"{what}{hint} there are: {names}"

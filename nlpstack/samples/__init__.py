@@ -1,9 +1,8 @@
 """The data sets that ship with nlpstack, each a folder with README.md and LICENSE; `--data sample:NAME` names one."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, did_you_mean
 
 _NOT_DATA = frozenset({"README.md", "LICENSE"})
 
@@ -21,8 +20,7 @@ def sample(name: str) -> Path:
     """
     names = sample_names()
     if name not in names:
-        close = get_close_matches(name, names, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ";"
+        hint = did_you_mean(name, names) or ";"
         raise ConfigError(f"no sample is called '{name}'{hint} there are: {', '.join(names)}")
     folder = Path(__file__).resolve().parent / name
     files = [path for path in sorted(folder.iterdir()) if path.name not in _NOT_DATA and not path.name.startswith(".")]
