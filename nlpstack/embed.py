@@ -21,7 +21,7 @@ from nlpstack.model import GPT, LanguageModel
 from nlpstack.start import frame, open_model
 from nlpstack.tokenizer.base import utf8
 from nlpstack.train.runtime import session
-from nlpstack.zscore import Vectors, ZScore, fit_zscore, mean_cosine, npz_bytes, read_zscore, zscore_bytes
+from nlpstack.zscore import Vectors, ZScore, fit_zscore, mean_cosine, npz_bytes, read_zscore
 
 POOLINGS = ("mean", "cls", "token")
 _CHUNK = 1024  # texts that are read, and put in order of length, at a time
@@ -105,7 +105,7 @@ def embed(
         if zscore is not None and zscore is not saved:
             zscore_out = f"{Path(out)}.zscore.npz"
             with writing(Path(zscore_out)):
-                write_bytes(Path(zscore_out), zscore_bytes(zscore))
+                write_bytes(Path(zscore_out), npz_bytes(vars(zscore)))
         with writing(Path(out)):
             write_bytes(Path(out), _packed(vectors))
     return Embeddings(

@@ -63,6 +63,4 @@ def merge(
 def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     """What the model's own head says of the tokens."""
     hidden: Tensor = model(tokens)
-    if isinstance(model, GPT):
-        return hidden
-    return hidden if model.classifier is None else model.label_logits(hidden)
+    return hidden if isinstance(model, GPT) or model.classifier is None else model.label_logits(hidden)

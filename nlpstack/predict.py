@@ -103,17 +103,12 @@ def _parts(text: str, tokenizer: Any) -> list[str]:
         close = _ANY_MASK.search(text)
         hint = f"; this model's mask is {mask}, not {close[0]}" if close else ""
         raise DataError(f"the text has no mask: write {mask} where a token is to be guessed{hint}")
-    if _carries_spaces(tokenizer):
-        # The piece that is hidden begins with the space before it, so the model never saw a mask behind a space.
+    # Where a word's first piece begins with the space before it, as SentencePiece and byte-level BPE have it, the model
+    # never saw a mask behind a space. Those of characters do not: there a space is a token, which can be hidden itself.
+    pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
+    if any(piece.startswith(b" ") and piece.strip() for piece in pieces):
         parts[:-1] = [part.rstrip() for part in parts[:-1]]
     return parts
-
-
-def _carries_spaces(tokenizer: Any) -> bool:
-    """Whether a word's first piece begins with the space before it, as SentencePiece and byte-level BPE have it."""
-    # The pieces of characters do not: there a space is a token, which can be hidden itself.
-    pieces = map(tokenizer.token_bytes, range(tokenizer.vocab_size))
-    return any(piece.startswith(b" ") and piece.strip() for piece in pieces)
 
 
 def _row(parts: list[str], tokenizer: Any, context: int) -> tuple[list[int], list[int]]:

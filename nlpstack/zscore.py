@@ -2,8 +2,8 @@
 
 import io
 import zipfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,10 @@ def fit_zscore(blocks: Iterable[Sequence[np.ndarray]], corpus: Path, **about: An
     return ZScore(mean=mean, deviation=deviation, corpus=str(corpus), corpus_sha256=sha256_file(corpus), **about)
 
 
-def zscore_bytes(zscore: ZScore) -> bytes:
-    """A .npz with every field."""
-    return npz_bytes({name: np.array(value) for name, value in asdict(zscore).items()})
-
-
-def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """A .npz of named arrays; the same for the same arrays."""
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """A .npz of named arrays, numbers or texts; the same for the same ones."""
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]  # no name of ours is that of another option
+    np.savez(file, **arrays)  # no name of ours is that of another option
     return file.getvalue()
 
 

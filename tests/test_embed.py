@@ -352,7 +352,7 @@ def test_a_file_that_holds_no_z_scores_is_refused(bert: Path, lines: Path, tmp_p
             embed(bert, lines, EmbedOptions(zscore=tmp_path / name))
     fitted = embed(bert, lines, EmbedOptions(zscore=lines)).zscore
     for wrong in (replace(fitted, mean=fitted.mean[1:]), replace(fitted, deviation=fitted.deviation * np.nan)):
-        (tmp_path / "wrong.npz").write_bytes(zscores.zscore_bytes(wrong))
+        (tmp_path / "wrong.npz").write_bytes(zscores.npz_bytes(vars(wrong)))
         with pytest.raises(DataError, match=r"wrong\.npz: does not hold 16 finite means and deviations"):
             embed(bert, lines, EmbedOptions(zscore=tmp_path / "wrong.npz"))
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from nlpstack.data.labelled import Example, PromptExample, Splits, TaggedExample, classes_of, inputs_of
+from nlpstack.data.labelled import Example, PromptExample, Splits, TaggedExample, TextExample, classes_of, inputs_of
 
 _SHOWN = 5  # places, or labels, that a problem names
 
@@ -41,13 +41,12 @@ def _describe(name: str, examples: list[Example], problems: list[str]) -> dict[s
     answers: dict[object, set[object]] = {}
     labels: Counter[str] = Counter()
     for one in examples:
-        if isinstance(one, PromptExample):
-            answers.setdefault(inputs_of(one), set())  # a prompt may well have several answers
-        elif isinstance(one, TaggedExample):
-            answers.setdefault(inputs_of(one), set()).add(one.tags)
+        given = answers.setdefault(inputs_of(one), set())
+        if isinstance(one, TaggedExample):
+            given.add(one.tags)
             labels.update(tag[2:] for tag in one.tags or () if tag.startswith("B-"))
-        else:
-            answers.setdefault(inputs_of(one), set()).add(one.label)
+        elif isinstance(one, TextExample):  # a prompt may well have several answers
+            given.add(one.label)
             labels.update(classes_of(one))
     doubles = len(examples) - len(answers)
     if doubles and not isinstance(examples[0], PromptExample):

@@ -183,22 +183,16 @@ def _text_blocks(path: Path, note: Note) -> Iterator[str]:
             cut = buffer.rfind(b"\n") + 1
             if cut == 0 and len(buffer) >= PIECE_BYTES:
                 note(f"{path}: has lines over {PIECE_BYTES} bytes; they are tokenized in parts")
-                cut = _cut_long_line(buffer)
+                # Before a space, else not inside a character: before the last one's first byte, which may be among
+                # three, or after a whole one of four.
+                starts = (at for at in range(len(buffer) - 1, len(buffer) - 4, -1) if buffer[at] & 0xC0 != 0x80)
+                cut = max(buffer.rfind(b" "), 0) or next(starts, len(buffer))
             if cut:
                 yield _decode(buffer[:cut], offset, path, note)
                 offset += cut
             rest = buffer[cut:]
     if rest:
         yield _decode(rest, offset, path, note)
-
-
-def _cut_long_line(buffer: bytes) -> int:
-    space = buffer.rfind(b" ")
-    if space > 0:
-        return space
-    # Not inside a character: before the last one's first byte, which may be among three, or after a whole one of four.
-    starts = (at for at in range(len(buffer) - 1, len(buffer) - 4, -1) if buffer[at] & 0xC0 != 0x80)
-    return next(starts, len(buffer))
 
 
 def _decode(data: bytes, offset: int, path: Path, note: Note) -> str:

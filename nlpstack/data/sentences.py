@@ -25,15 +25,12 @@ def split_sentences(text: str, language: str) -> list[str]:
     for begin, end in _segments(text, language):
         segment = text[begin:end]
         for cut in (begin + len(segment.rstrip()), begin + len(segment.rstrip(_SPACE))):
-            if start < cut < last and segment.strip() and _may_cut(text, cut):
+            wide = unicodedata.east_asian_width(text[cut - 1]) in "WF"  # or full-width
+            if start < cut < last and segment.strip() and (text[cut] in _SPACE or wide):
                 parts.append(text[start:cut])
                 start = cut
                 break
     return [*parts, text[start:]] if text else []
-
-
-def _may_cut(text: str, at: int) -> bool:
-    return text[at] in _SPACE or unicodedata.east_asian_width(text[at - 1]) in "WF"  # wide or full-width
 
 
 def _segments(text: str, language: str) -> Iterator[tuple[int, int]]:

@@ -88,7 +88,5 @@ def likeliest(logits: Tensor) -> Tensor:
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """The next token of each row, given its logits (B, V) and its generator."""
-    best = likeliest(logits)
-    if sampling.always_likeliest:
-        return best.tolist()
-    return draw(probabilities(logits, sampling), generators).tolist()
+    best = likeliest(logits)  # or they are not finite
+    return (best if sampling.always_likeliest else draw(probabilities(logits, sampling), generators)).tolist()

@@ -12,6 +12,9 @@ Json = dict[str, object]
 def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float], *, pairs: bool = False) -> Json:
     """The content of tokenizer.json; with `pairs`, its reader puts [CLS] and [SEP] around a text or two."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    # Also right for characters: each text then has one segmentation only.
+    vocab = list(zip(pieces, scores, strict=True))
+    unigram = {"unk_id": SPECIALS.index("<unk>"), "vocab": vocab, "byte_fallback": True}
     cuts = [_split("\n", "Isolated"), _split(SPACE, "MergedWithNext")]  # a piece may begin with a space, no more
     return {
         "version": "1.0",
@@ -22,7 +25,7 @@ def tokenizer_json(kind: Kind, pieces: list[str], scores: list[float], *, pairs:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
         "post_processor": _template() if pairs else None,
         "decoder": {"type": "Sequence", "decoders": [_replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": _bpe(pieces) if kind == "bpe" else _unigram(pieces, scores),
+        "model": _bpe(pieces) if kind == "bpe" else {"type": "Unigram", **unigram},
     }
 
 
@@ -53,12 +56,6 @@ def _template() -> Json:
     ]
     ids = {name: {"id": name, "ids": [SPECIALS.index(name)], "tokens": [name]} for name in ("[CLS]", "[SEP]")}
     return {"type": "TemplateProcessing", "single": pair[:3], "pair": pair, "special_tokens": ids}
-
-
-def _unigram(pieces: list[str], scores: list[float]) -> Json:
-    """Also right for characters: each text then has one segmentation only."""
-    vocab = list(zip(pieces, scores, strict=True))
-    return {"type": "Unigram", "unk_id": SPECIALS.index("<unk>"), "vocab": vocab, "byte_fallback": True}
 
 
 def _bpe(pieces: list[str]) -> Json:
