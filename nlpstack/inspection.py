@@ -19,7 +19,7 @@ from nlpstack import __version__
 from nlpstack.config import near
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
-from nlpstack.data.readers import Note
+from nlpstack.data.readers import Note, mute
 from nlpstack.errors import ConfigError
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices, run_session
@@ -123,7 +123,7 @@ def _vocab_size(config: RunConfig, note: Note) -> int:
     """The vocabulary that a run's tokenizer will have: the recipe's, or every character of its text."""
     size = config.tokenizer.vocab_size
     if size is None and config.data.paths and all(path.startswith("sample:") for path in config.data.paths):
-        split = load_corpus(config.data, lambda _: None)["train"]
+        split = load_corpus(config.data, mute)["train"]
         size = train_tokenizer((piece.text for piece in split.pieces()), config.tokenizer).vocab_size
         note(f"vocabulary: {size:,}, every character of {', '.join(config.data.paths)}")
     elif size is None:

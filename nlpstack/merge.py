@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nlpstack.data.readers import Note
+from nlpstack.data.readers import Note, mute
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, save_model
 from nlpstack.model import GPT, LanguageModel
@@ -25,12 +25,7 @@ class MergeResult:
 
 
 def merge(
-    adapter: str | Path,
-    out: str | Path,
-    *,
-    base: str | Path | None = None,
-    tolerance: float = 1e-4,
-    note: Note = lambda line: None,
+    adapter: str | Path, out: str | Path, *, base: str | Path | None = None, tolerance: float = 1e-4, note: Note = mute
 ) -> MergeResult:
     """Fold an adapter into its base in fp32 and write the model folder `out`; the base is left as it is.
 

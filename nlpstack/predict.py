@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nlpstack.config import build
 from nlpstack.data import labelled
-from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
+from nlpstack.data.readers import Note, corpus_suffix, json_rows, mute, text_lines
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -164,12 +164,7 @@ class PredictOptions:
 
 
 def predict(
-    model: str | Path,
-    source: str | Path,
-    options: PredictOptions | None = None,
-    *,
-    skip: int = 0,
-    note: Note = lambda line: None,
+    model: str | Path, source: str | Path, options: PredictOptions | None = None, *, skip: int = 0, note: Note = mute
 ) -> Iterator[dict[str, Any]]:
     """One result an input, in the order of the file, without the first `skip`; little of the file is held at a time.
 

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from nlpstack.config import build
 from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
 from nlpstack.data.labelled import Splits, classes_of, labelled_splits, read_labelled
-from nlpstack.data.readers import DataConfig
+from nlpstack.data.readers import DataConfig, Note, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
@@ -23,12 +23,7 @@ from nlpstack.tokenizer.base import ROLES
 
 
 def train_tokenizer_on(
-    paths: Sequence[str],
-    values: Mapping[str, Any],
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    note: Callable[[str], None] = lambda _: None,
+    paths: Sequence[str], values: Mapping[str, Any], out: str | Path, *, overwrite: bool = False, note: Note = mute
 ) -> Tokenizer:
     """Train a tokenizer on files, folders, globs or samples and write its folder; `values`: kind, vocab_size.
 
@@ -79,11 +74,8 @@ def parse_ids(text: str, vocab_size: int) -> list[int]:
 def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, Any]:
     """Size, special ids and hash of a tokenizer and, with a text, the bytes of its pieces and what they save."""
     tokenizer = open_tokenizer(path)
-    found: dict[str, Any] = {
-        "vocab_size": tokenizer.vocab_size,
-        "special_ids": {name: getattr(tokenizer, f"{name}_id") for name in ROLES},
-        "hash": tokenizer.hash,
-    }
+    special = {name: getattr(tokenizer, f"{name}_id") for name in ROLES}
+    found: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "special_ids": special, "hash": tokenizer.hash}
     if text is not None:
         ids = tokenizer.encode(text)
         found["ids"] = ids
@@ -93,7 +85,7 @@ def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, A
 
 
 def check_data(
-    paths: Sequence[str], task: str, *, model: str | Path | None = None, note: Callable[[str], None] = lambda _: None
+    paths: Sequence[str], task: str, *, model: str | Path | None = None, note: Note = mute
 ) -> dict[str, Any]:
     """Counts, label balance and doubles of each split of labelled files and, with a `model`, its tokens in them.
 
@@ -109,7 +101,7 @@ def check_data(
         train = next(iter(splits.values()))
         known = {one for example in train for one in classes_of(example)}
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
-        made = task_on(train, ready.tokenizer, ready.config, loose, lambda _: None)
+        made = task_on(train, ready.tokenizer, ready.config, loose, mute)
         for name, examples in splits.items():
             readable = [example for example in examples if known.issuperset(classes_of(example))]
             report[name] |= _tokens(name, readable, made, problems)
@@ -119,10 +111,8 @@ def check_data(
 def _tokens(name: str, examples: Sequence[Any], task: LabelledTask, problems: list[str]) -> dict[str, Any]:
     """Tokens of a split's rows; what encoding them has to say of rows over the context is a problem."""
     rows = task.encode(examples, name, problems.append)
-    lengths = np.array(rows.lengths, dtype=np.int64)
+    sizes = np.array(rows.lengths, dtype=np.int64)
     if unknown := rows.count(task.tokenizer.unk_id):
-        problems.append(
-            f"{name}: {unknown:,} of {lengths.sum():,} tokens are of characters the tokenizer does not know"
-        )
-    mean = float(lengths.mean()) if len(lengths) else 0.0
-    return {"tokens": int(lengths.sum()), "longest": int(lengths.max(initial=0)), "mean": mean, "unknown": unknown}
+        problems.append(f"{name}: {unknown:,} of {sizes.sum():,} tokens are of characters the tokenizer does not know")
+    mean = float(sizes.mean()) if len(sizes) else 0.0
+    return {"tokens": int(sizes.sum()), "longest": int(sizes.max(initial=0)), "mean": mean, "unknown": unknown}

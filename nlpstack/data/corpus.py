@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nlpstack.data.readers import DataConfig, Note, Piece, find_splits, read_documents
+from nlpstack.data.readers import DataConfig, Note, Piece, find_splits, mute, read_documents
 from nlpstack.errors import DataError
 
 
@@ -75,7 +75,7 @@ class Split:
         """One hash a document of this split; none if it is a stretch of one document."""
         return self.survey.digests[self.start : self.stop] if self.unit == "document" else self.survey.digests[:0]
 
-    def pieces(self, note: Note = lambda _: None) -> Iterator[Piece]:
+    def pieces(self, note: Note = mute) -> Iterator[Piece]:
         """The split's text, streamed."""
         stop = sys.maxsize if self.stop is None else self.stop
         at = 0  # documents, or characters, that are behind
