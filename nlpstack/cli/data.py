@@ -24,9 +24,7 @@ def data_group() -> None:
 )
 @folder_option("--model", "Also count its tokens, those it does not know, and rows over its context.")
 @output_options
-def check_command(
-    paths: tuple[str, ...], task: str, model: str | None, as_json: bool, quiet: bool, debug: bool
-) -> None:
+def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
     """Lint labelled data: counts, label balance, bad tags, doubles inside and across splits, over-long rows.
 
     \b

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_models_and_recipes, echo_json, machine_options, output_options, set_option
+from nlpstack.cli.options import complete_targets, echo_json, machine_options, output_options, set_option
 
 
 @click.command("info")
-@click.argument("target", metavar="MODEL|RECIPE", shell_complete=complete_models_and_recipes)
+@click.argument("target", metavar="MODEL|RECIPE", shell_complete=complete_targets)
 @machine_options
 @set_option
 @output_options

@@ -48,17 +48,14 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
 
     recipes = list_recipes(context.info_name if context.info_name in STAGES else None)
     names = [recipe.full_name if "/" in incomplete else recipe.name for recipe in recipes]
-    found = [
+    return [
         CompletionItem(name, help=recipe.summary.split("\n")[0])
         for name, recipe in zip(names, recipes, strict=True)
         if name.startswith(incomplete)
-    ]
-    return found or [CompletionItem(incomplete, type="file")]
+    ] or [CompletionItem(incomplete, type="file")]
 
 
-def complete_models_and_recipes(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Recipes where one begins as what is written does, else folders."""
     found = complete_recipes(context, parameter, incomplete)
     return found if found[0].type == "plain" else complete_folders(context, parameter, incomplete)
@@ -95,8 +92,7 @@ def echo(value: object, plain: str | bytes, *, as_json: bool, nl: bool = True) -
 
 def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:
     """These flags, and where to compute, for a function whose arguments have their names."""
-    machine = {"device": given["device"] or "auto", "threads": given["threads"]}
-    return machine | {name: given[name] for name in names}
+    return {"device": given["device"] or "auto", "threads": given["threads"]} | {name: given[name] for name in names}
 
 
 def typed_command() -> str:

@@ -29,9 +29,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device; the copy may go on in the background."""
-        if self.tokens.device == device:
-            return self
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self if self.tokens.device == device else self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies without waiting."""

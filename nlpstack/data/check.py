@@ -23,9 +23,7 @@ def describe(splits: Splits) -> tuple[dict[str, dict[str, Any]], list[str]]:
     seen: dict[object, str] = {}
     for name, examples in splits.items():
         shared = Counter(seen[key] for key in map(inputs_of, examples) if key in seen)
-        problems += [
-            f"{name}: {n:,} of {len(examples):,} examples also stand in {other}" for other, n in shared.items()
-        ]
+        problems += [f"{name}: {n:,} of {len(examples):,} examples also stand in {one}" for one, n in shared.items()]
         seen = {**dict.fromkeys(map(inputs_of, examples), name), **seen}
         if strange := sorted({one for example in examples for one in classes_of(example)} - known):
             problems.append(f"{name}: labels that training lacks: {_some(strange)}")

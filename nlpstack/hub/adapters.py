@@ -88,12 +88,8 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
 
 def _linear_names(model: LanguageModel, family: str) -> Linears:
     """Those of a model's blocks."""
-    linears = (
-        name.removesuffix(".base")
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".blocks." in name
-    )
-    plan = layout(family, [f"{name}.weight" for name in linears])
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".blocks." in name]
+    plan = layout(family, [f"{name.removesuffix('.base')}.weight" for name in names])
     return {s.name.removesuffix(".weight"): tuple(one.removesuffix(".weight") for one in s.holds) for s in plan}
 
 
@@ -285,9 +281,8 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
         raise ModelError(f"{read.file}: its heads {', '.join(heads)} do not fit the base") from error
     state = model.state_dict()
     kept = {name: tensor for name, tensor in base.state_dict().items() if name in state}
-    device = base.transformer.tokens.weight.device
     brought = {
-        stored.holds[0]: read.tensors.pop(stored.name).to(device)
+        stored.holds[0]: read.tensors.pop(stored.name).to(base.transformer.tokens.weight.device)
         for stored in layout(family_of(model.config, heads), list(state))
         if stored.name in read.tensors
     }

@@ -213,8 +213,7 @@ def layout(family_name: str, names: list[str]) -> list[Stored]:
             continue  # stacked below the first of its group
         place, ours = places[module]
         theirs, *holds = (f"{one}.{parameter}".replace(".N.", f".{number}.") for one in (place, *ours))
-        transposed = parameter == "weight" and place.endswith(family.transposed)
-        found.append(Stored(theirs, tuple(holds), transposed))
+        found.append(Stored(theirs, tuple(holds), parameter == "weight" and place.endswith(family.transposed)))
     assert {ours for stored in found for ours in stored.holds} == set(names)
     return found
 
@@ -225,8 +224,7 @@ def stored_names(family_name: str, present: list[str]) -> dict[str, str]:
         return {name: name for name in present}
     family = FAMILIES[family_name]
     bare = not any(name.startswith(family.prefix) for name in present)
-    modules = (*family.modules, *family.of_sequences)
-    heads = tuple(f"{name}." for name in modules if not name.startswith(family.prefix))
+    heads = tuple(f"{m}." for m in (*family.modules, *family.of_sequences) if not m.startswith(family.prefix))
     full = {}
     for there in present:
         name = there
@@ -261,8 +259,7 @@ def read_labels(values: Mapping[str, object], size: int, source: Path) -> Labels
     known = {theirs: ours for ours, theirs in _PROBLEMS.items()}
     if problem not in known:
         raise ModelError(f"{source}: problem_type={problem!r} is not supported; there are {', '.join(known)}")
-    names = tuple(str(given[number]) for number in wanted)
-    return Labels(names, known[problem])  # type: ignore[arg-type]
+    return Labels(tuple(str(given[number]) for number in wanted), known[problem])  # type: ignore[arg-type]
 
 
 def second_names(family_name: str, planned: Collection[str], *, tied: bool) -> dict[str, str]:

@@ -154,9 +154,7 @@ class Attention(nn.Module):
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """GELU, as it is or by its tanh approximation, or ReLU."""
-    if activation == "relu":
-        return F.relu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 class FeedForward(nn.Module):

@@ -27,11 +27,10 @@ def list_recipes(stage: str | None = None) -> list[Recipe]:
     """The recipes of one stage, or of all, in the order of the stages and then of their names."""
     if stage is not None and stage not in STAGES:
         raise ConfigError(f"unknown stage '{stage}'; there are: {', '.join(STAGES)}")
-    root = _stage_root()
     return [
         Recipe(path.stem, folder, path, _summary(path))
         for folder in (STAGES if stage is None else (stage,))
-        for path in sorted((root / folder).glob("*.toml"))
+        for path in sorted((_stage_root() / folder).glob("*.toml"))
     ]
 
 
@@ -71,5 +70,4 @@ def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
         what = f"no {stage + ' ' if stage else ''}recipe is called '{wanted}'"
     keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
     hint = did_you_mean(wanted.removesuffix(".toml"), keys) or did_you_mean(Path(wanted).stem, keys) or ";"
-    names = ", ".join(recipe.full_name for recipe in recipes) or "none"
-    return f"{what}{hint} there are: {names}"
+    return f"{what}{hint} there are: {', '.join(recipe.full_name for recipe in recipes) or 'none'}"

@@ -24,7 +24,7 @@ _NORMAL = 1
 _KINDS: dict[int, Kind] = {1: "unigram", 2: "bpe", 4: "char"}
 
 
-def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The number at a place, and the place after it."""
     end = at
     while data[end] & 0x80:
@@ -32,9 +32,7 @@ def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[at : end + 1])), end + 1
 
 
-def wire_values(
-    data: bytes | bytearray, wanted: int, start: int = 0, end: int | None = None
-) -> Iterator[tuple[int, int]]:
+def wire_values(data: bytes, wanted: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
     """Where the values of the field numbered `wanted` of the protobuf message at data[start:end] begin and end."""
     end = len(data) if end is None else end
     while start < end:

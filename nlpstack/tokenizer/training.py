@@ -62,8 +62,7 @@ def train_tokenizer(
             f"1 block in {sample.stride}, evenly spread (tokenizer.max_train_bytes={config.max_train_bytes})"
         )
     counts: Counter[str] = Counter()
-    sentences = _sentences(sample.blocks, counts)
-    tokenizer = _train(sentences, config.kind, config.vocab_size, config.character_coverage)
+    tokenizer = _train(_sentences(sample.blocks, counts), config.kind, config.vocab_size, config.character_coverage)
     for what, line in CUTS.items():
         if counts[what]:
             say(f"tokenizer: {counts[what]:,} {line}")

@@ -45,8 +45,7 @@ class Checkpoints:
             write_tensors(folder / "model.safetensors", checkpoint.model)
             write_tensors(folder / "optimizer.safetensors", checkpoint.optimizer)
             (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
-        kept = {*self.steps()[-KEPT:], best_step}
-        for old in set(self.steps()) - kept:
+        for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step}:
             shutil.rmtree(self.path(old))
 
     def load_newest(self, note: Callable[[str], None]) -> Checkpoint | None:
