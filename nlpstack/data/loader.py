@@ -118,9 +118,8 @@ class Loader:
             return [batch.pin() for batch in batches] if pin else batches
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-            coming = pool.submit(make, start) if start < stop else None
-            for step in range(start, stop):
-                assert coming is not None
-                batches = coming.result()
-                coming = pool.submit(make, step + 1) if step + 1 < stop else None
+            submitted = (pool.submit(make, step) for step in range(start, stop))
+            coming = next(submitted, None)
+            while coming is not None:
+                batches, coming = coming.result(), next(submitted, None)
                 yield batches
