@@ -93,10 +93,9 @@ def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
     if isinstance(model, BERT):
         ids = [*before, *ids, *after]
     if len(ids) > model.config.max_seq_len:
-        raise DataError(
-            f"the text has {len(ids):,} tokens, the model's context holds {model.config.max_seq_len:,} (max_seq_len); "
-            f"shorten it: {text[:40]!r}{'...' * (len(text) > 40)}"
-        )
+        holds = f"the model's context holds {model.config.max_seq_len:,} (max_seq_len)"
+        shown = f"{text[:40]!r}{'...' * (len(text) > 40)}"
+        raise DataError(f"the text has {len(ids):,} tokens, {holds}; shorten it: {shown}")
     return torch.tensor(ids, device=model.transformer.tokens.weight.device)
 
 
@@ -106,10 +105,9 @@ def _pattern(
     """The weights to draw; refused where they would be more than can be held."""
     count = len(layers) * model.config.n_heads * len(tokens) ** 2
     if count > MAX_WEIGHTS[suffix]:
-        raise DataError(
-            f"{len(tokens):,} tokens in {len(layers)} x {model.config.n_heads} heads make {count:,} weights, and a "
-            f"{suffix} takes {MAX_WEIGHTS[suffix]:,} at most; shorten the text or draw one layer as .png"
-        )
+        fault = f"{len(tokens):,} tokens in {len(layers)} x {model.config.n_heads} heads make {count:,} weights"
+        most = f"a {suffix} takes {MAX_WEIGHTS[suffix]:,} at most"
+        raise DataError(f"{fault}, and {most}; shorten the text or draw one layer as .png")
     with evaluating(model):
         weights = attention_weights(model.transformer, tokens, layers=layers)[:, list(heads)]  # (L, H, T, T)
     if not bool(torch.isfinite(weights).all()):

@@ -194,14 +194,12 @@ class _Encoder:
         depth = self.model.config.n_layers
         layer = depth if options.layer is None else options.layer
         if not -depth - 1 <= layer <= depth:
-            raise ConfigError(
-                f"layer {layer}: {self.name} has layers 0 (the embeddings) to {depth}; from the end, -1 to {-depth - 1}"
-            )
+            there = f"has layers 0 (the embeddings) to {depth}; from the end, -1 to {-depth - 1}"
+            raise ConfigError(f"layer {layer}: {self.name} {there}")
         self.layer = layer % (depth + 1)
         if options.pooling == "cls" and isinstance(self.model, GPT):
-            raise ConfigError(
-                f"pooling cls: {self.name} is a GPT, whose first token sees nothing of the text; use mean or token"
-            )
+            fault = f"{self.name} is a GPT, whose first token sees nothing of the text"
+            raise ConfigError(f"pooling cls: {fault}; use mean or token")
         self.before, self.after = frame(self.model, self.name)
 
     def blocks(self, texts: Iterator[tuple[str, str]]) -> Iterator[list[np.ndarray]]:
@@ -225,11 +223,9 @@ class _Encoder:
             over = len(ids) + n_special - context
             if over > 0:
                 if not self.options.truncate:
-                    special = f" with {n_special} special ones" * (n_special > 0)
-                    raise DataError(
-                        f"{where}: has {len(ids) + n_special:,} tokens{special}, the model's context holds "
-                        f"{context:,} (max_seq_len); split the text, or cut it with --truncate"
-                    )
+                    size = f"{len(ids) + n_special:,} tokens" + f" with {n_special} special ones" * (n_special > 0)
+                    fault = f"has {size}, the model's context holds {context:,} (max_seq_len)"
+                    raise DataError(f"{where}: {fault}; split the text, or cut it with --truncate")
                 ids = ids[:-over]
                 self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
             row = np.concatenate([self.before, ids, self.after]).astype(np.int64)

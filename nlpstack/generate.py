@@ -62,10 +62,8 @@ def _ready(model: LanguageModel | str | Path, device: str, dtype: torch.dtype) -
     else:
         name, ready = "the model", model
     if not isinstance(ready, GPT):
-        raise ModelError(
-            f"{name}: a BERT, an encoder that sees both sides of a token, so it cannot go on from a text; see "
-            "'nlpstack fill-mask' and 'nlpstack embed', or give a GPT"
-        )
+        fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
+        raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
     if ready.tokenizer is None:
         raise ModelError(f"{name}: has no tokenizer, so it can neither read a prompt nor write text; add its files")
     target = ready.unembedding.device if device == "auto" else resolve_device(device)
@@ -100,9 +98,8 @@ def read_prompts(path: str | Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); --prompts takes a text file") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; convert the file to UTF-8"
-        ) from error
+        fault = f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8"
+        raise DataError(f"{path}: {fault}; convert the file to UTF-8") from error
     if not data:
         raise DataError(f"{path}: is empty; write one prompt a line")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -46,10 +46,8 @@ def merge(
     model.base = None
     difference = float((_logits(model, tokens) - before).abs().max())
     if not difference <= tolerance:
-        raise ModelError(
-            f"{adapter}: merged, its logits differ by {difference:.2e}, more than --tolerance {tolerance:g}; "
-            "nothing is written"
-        )
+        fault = f"merged, its logits differ by {difference:.2e}, more than --tolerance {tolerance:g}"
+        raise ModelError(f"{adapter}: {fault}; nothing is written")
     save_model(model, out)
     return MergeResult(out=str(out), layers=n_layers, difference=difference)
 

@@ -80,15 +80,11 @@ def _ready(model: LanguageModel | str | Path, device: str) -> tuple[BERT, str]:
     """A model that can fill masks, and what to call it."""
     ready, name = open_model(model, device=device)
     if not isinstance(ready, BERT):
-        raise ModelError(
-            f"{name}: a GPT, which sees only what stands before a token; fill-mask takes a BERT, and "
-            "'nlpstack generate' goes on from a text"
-        )
+        cure = "fill-mask takes a BERT, and 'nlpstack generate' goes on from a text"
+        raise ModelError(f"{name}: a GPT, which sees only what stands before a token; {cure}")
     if "mlm" not in ready.heads:
-        raise ModelError(
-            f"{name}: has no masked-token head, so it cannot guess; take a BERT as it was pretrained "
-            "('nlpstack embed' works with this one)"
-        )
+        cure = "take a BERT as it was pretrained ('nlpstack embed' works with this one)"
+        raise ModelError(f"{name}: has no masked-token head, so it cannot guess; {cure}")
     frame(ready, name)
     if ready.tokenizer.mask_id is None:
         raise ModelError(f"{name}: its tokenizer has no mask token; add the tokenizer it was trained with")
@@ -119,10 +115,8 @@ def _row(parts: list[str], tokenizer: Any, context: int) -> tuple[list[int], lis
         row += [tokenizer.mask_id, *tokenizer.encode(part)]
     row.append(tokenizer.sep_id)
     if len(row) > context:
-        raise DataError(
-            f"the text has {len(row):,} tokens with the special ones around it, the model's context holds {context:,} "
-            "(max_seq_len); shorten it"
-        )
+        holds = f"the model's context holds {context:,} (max_seq_len)"
+        raise DataError(f"the text has {len(row):,} tokens with the special ones around it, {holds}; shorten it")
     return row, masks
 
 

@@ -40,10 +40,8 @@ def frame(model: LanguageModel, name: str) -> tuple[list[int], list[int]]:
     if isinstance(model, GPT):
         return [] if tokenizer.bos_id is None else [tokenizer.bos_id], []
     if tokenizer.cls_id is None or tokenizer.sep_id is None:
-        raise ModelError(
-            f"{name}: its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input; add the "
-            "tokenizer it was trained with"
-        )
+        fault = "its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input"
+        raise ModelError(f"{name}: {fault}; add the tokenizer it was trained with")
     return [tokenizer.cls_id], [tokenizer.sep_id]
 
 
@@ -62,10 +60,8 @@ def newest_pretrained(runs: Path, *, causal: bool) -> Path:
             found.append(((run / "results.json").stat().st_mtime_ns, run))
     if not found:
         arch = "gpt" if causal else "bert"
-        raise ModelError(
-            f"no model to start from: {runs}/ has no finished pretraining run of a {arch.upper()}; make one with: "
-            f"nlpstack pretrain --arch {arch}; or name a model with --model DIR"
-        )
+        fault = f"no model to start from: {runs}/ has no finished pretraining run of a {arch.upper()}"
+        raise ModelError(f"{fault}; make one with: nlpstack pretrain --arch {arch}; or name a model with --model DIR")
     return max(found)[1]
 
 

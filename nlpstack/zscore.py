@@ -65,10 +65,9 @@ def fit_zscore(blocks: Iterable[Sequence[np.ndarray]], corpus: Path, **about: An
     deviation = np.sqrt(squares / max(1, n))
     deviation = np.where(deviation > _CONSTANT * np.abs(mean), deviation, 0)
     if not deviation.any():
-        raise DataError(
-            f"{corpus}: no dimension differs among its {n:,} vectors, so there are no z-scores; give a corpus of many "
-            "different lines (and, with pooling cls, a layer above 0)"
-        )
+        fault = f"no dimension differs among its {n:,} vectors, so there are no z-scores"
+        cure = "give a corpus of many different lines (and, with pooling cls, a layer above 0)"
+        raise DataError(f"{corpus}: {fault}; {cure}")
     return ZScore(mean=mean, deviation=deviation, corpus=str(corpus), corpus_sha256=sha256_file(corpus), **about)
 
 
@@ -87,9 +86,8 @@ def read_zscore(path: Path, dim: int, **about: Any) -> ZScore:
         mean, deviation = (values.pop(name).astype(np.float64) for name in ("mean", "deviation"))
         saved = {name: value.item() for name, value in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: cannot be read as z-scores ({error}); give what 'nlpstack embed --zscore CORPUS' saved"
-        ) from error
+        cure = "give what 'nlpstack embed --zscore CORPUS' saved"
+        raise DataError(f"{path}: cannot be read as z-scores ({error}); {cure}") from error
     others = [
         "another model" if name == "model_sha256" else f"{name} {saved[name]}, not {value}"
         for name, value in about.items()

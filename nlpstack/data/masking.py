@@ -63,7 +63,6 @@ class MaskingCounts:
         n_chosen = int(self.kinds.sum())
         share = 100 * n_chosen / max(1, self.n_tokens)
         masked, random, kept = (100 * self.kinds / max(1, n_chosen)).tolist()
-        return (
-            f"masking: {share:.1f} % of {self.n_tokens:,} tokens are predicted{', by whole words' * whole_words}; "
-            f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
-        )
+        seen = f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
+        how = ", by whole words" * whole_words
+        return f"masking: {share:.1f} % of {self.n_tokens:,} tokens are predicted{how}; {seen}"

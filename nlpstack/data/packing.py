@@ -17,10 +17,9 @@ class PackedBlocks:
     def __init__(self, shards: TokenShards, block_len: int, seed: int) -> None:
         n_targets = len(shards) - 1
         if n_targets < block_len:
-            raise DataError(
-                f"model.max_seq_len={block_len}: a block is longer than the data, which has {len(shards):,} tokens; "
-                f"set it to at most {max(n_targets, 1)} or give more text"
-            )
+            fault = f"a block is longer than the data, which has {len(shards):,} tokens"
+            cure = f"set it to at most {max(n_targets, 1)} or give more text"
+            raise DataError(f"model.max_seq_len={block_len}: {fault}; {cure}")
         self.shards, self.block_len, self.seed = shards, block_len, seed
         # One block is given up, so that every epoch can cut at other places and still has the same number of blocks.
         self.n_blocks = max(1, n_targets // block_len - 1)

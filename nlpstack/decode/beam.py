@@ -79,8 +79,7 @@ class Beams:
         wanted = self.rules.sampling.samples
         for number, ended in self.ended.items():
             if len(ended) < wanted:
-                raise ConfigError(
-                    f"samples={wanted}: beam search found {len(ended)} texts after prompt {number}; "
-                    "the bans, no_repeat_ngram and max_new_tokens leave no others"
-                )
+                found = f"beam search found {len(ended)} texts after prompt {number}"
+                why = "the bans, no_repeat_ngram and max_new_tokens leave no others"
+                raise ConfigError(f"samples={wanted}: {found}; {why}")
         return [text.generation(k) for ended in self.ended.values() for k, text in enumerate(ended[:wanted])]

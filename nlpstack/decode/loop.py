@@ -110,10 +110,9 @@ class _Samples:
         stuck = (allowed == -torch.inf).all(dim=-1).tolist() if sampling.no_repeat_ngram else []
         if any(stuck):
             text = self.going[stuck.index(True)]
-            raise ConfigError(
-                f"no_repeat_ngram={sampling.no_repeat_ngram}: after {len(text.tokens):,} new tokens of prompt "
-                f"{text.prompt.number} every token is ruled out; raise no_repeat_ngram, ban less, or write fewer tokens"
-            )
+            fault = f"after {len(text.tokens):,} new tokens of prompt {text.prompt.number} every token is ruled out"
+            cure = "raise no_repeat_ngram, ban less, or write fewer tokens"
+            raise ConfigError(f"no_repeat_ngram={sampling.no_repeat_ngram}: {fault}; {cure}")
         tokens = choose(allowed, sampling, [text.generator for text in self.going])
         if sampling.logprobs:
             own = logits.double().log_softmax(dim=-1)[range(len(tokens)), tokens]

@@ -71,10 +71,8 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int, s
         tokens = tokenizer.encode(text)
         if not tokens:
             if tokenizer.bos_id is None:
-                raise DataError(
-                    f"prompt {number} is empty, and the model's tokenizer has no beginning-of-text token to start "
-                    "from; give a prompt"
-                )
+                fault = "is empty, and the model's tokenizer has no beginning-of-text token to start from"
+                raise DataError(f"prompt {number} {fault}; give a prompt")
             tokens = [tokenizer.bos_id]
         needed = len(tokens) + sampling.max_new_tokens if sampling.beams > 1 else len(tokens)
         if needed > context:

@@ -160,9 +160,8 @@ def load_adapter(
     if not ours:
         note(f"{folder}: written without nlpstack, so it is unproved that {place} is its base; only shapes are checked")
     elif model.base[1] != ours.get("base_sha256"):
-        raise ModelError(
-            f"{folder}: trained on another base than {place} (its weights differ); give the right one with --base DIR"
-        )
+        fault = f"trained on another base than {place} (its weights differ)"
+        raise ModelError(f"{folder}: {fault}; give the right one with --base DIR")
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise ModelError(f"{file}: missing; {_MEND}")

@@ -130,10 +130,8 @@ def _after_pad(given: Json, source: Path) -> Json:
     if type(pad) is not int or (type(n_tokens) is int and not 0 <= pad < n_tokens):
         raise ModelError(f"{source}: pad_token_id={pad!r} is not an id of the vocabulary (vocab_size={n_tokens!r})")
     if type(rows) is not int or rows < pad + 2:
-        raise ModelError(
-            f"{source}: max_position_embeddings={rows!r} leaves no position; the first token's is pad_token_id + 1 = "
-            f"{pad + 1}"
-        )
+        first = f"the first token's is pad_token_id + 1 = {pad + 1}"
+        raise ModelError(f"{source}: max_position_embeddings={rows!r} leaves no position; {first}")
     return {"max_seq_len": rows - pad - 1, "position_offset": pad + 1}
 
 
@@ -147,9 +145,8 @@ def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source:
             continue
         if name not in told:
             raise ModelError(f"{source}: nlpstack does not know {name}={value!r}; take it out if it changes nothing")
-        raise ModelError(
-            f"{source}: {name}={value!r} is not supported; with the other values it has to be {told[name]!r}"
-        )
+        cure = f"with the other values it has to be {told[name]!r}"
+        raise ModelError(f"{source}: {name}={value!r} is not supported; {cure}")
 
 
 def _plain_rope(given: Json, source: Path) -> Json:

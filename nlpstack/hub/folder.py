@@ -67,10 +67,8 @@ def _refuse_to_replace(target: Path) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / MANIFEST).is_file() or not any((target / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
-        raise ModelError(
-            f"{target}: stands there and is not a model folder that nlpstack wrote, so it is not replaced; "
-            "choose another place or move it away"
-        )
+        fault = "stands there and is not a model folder that nlpstack wrote, so it is not replaced"
+        raise ModelError(f"{target}: {fault}; choose another place or move it away")
 
 
 def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, Json], dict[str, Tensor]]:
@@ -157,9 +155,8 @@ def model_folder(path: str | Path) -> Path:
     if (inner / CONFIG).is_file() or is_adapter(inner):
         return inner
     if (folder / "config.toml").is_file():
-        raise ModelError(
-            f"{path}: a run that has no finished model yet; resume it: the command that started it, with --resume"
-        )
+        cure = "resume it: the command that started it, with --resume"
+        raise ModelError(f"{path}: a run that has no finished model yet; {cure}")
     _refuse_pickles(folder)
     raise ModelError(f"{path}: holds no model: neither {CONFIG} and {WEIGHTS}, nor a run's model/ folder")
 
@@ -223,17 +220,14 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Lang
 def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mapping[str, object], source: Path) -> None:
     """Raise ModelError if the tokenizer is not one for the model of this config.json."""
     size, pad = getattr(tokenizer, "vocab_size", 0), getattr(tokenizer, "pad_id", None)
+    first, cure = config.position_offset, "use the tokenizer the model was trained with"
     if size > config.vocab_size:
-        raise ModelError(
-            f"{source}: the tokenizer has {size:,} ids and the model {config.vocab_size:,}, so they do not belong "
-            "together; use the tokenizer the model was trained with"
-        )
-    first = config.position_offset
+        fault = f"the tokenizer has {size:,} ids and the model {config.vocab_size:,}, so they do not belong together"
+        raise ModelError(f"{source}: {fault}; {cure}")
     if values["model_type"] == "roberta" and pad not in (None, first - 1):
-        raise ModelError(
-            f"{source}: the tokenizer's pad id is {pad} and the model's has to be {first - 1}, since a RoBERTa's "
-            f"positions start at {first}, its pad id + 1; use the tokenizer the model was trained with"
-        )
+        why = f"a RoBERTa's positions start at {first}, its pad id + 1"
+        fault = f"the tokenizer's pad id is {pad} and the model's has to be {first - 1}, since {why}"
+        raise ModelError(f"{source}: {fault}; {cure}")
 
 
 def _weights_file(folder: Path) -> Path:
@@ -262,10 +256,9 @@ def _refuse_pickle(file: Path) -> None:
         # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
         if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
             return
-    raise ModelError(
-        f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; get the model as "
-        f"{WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
-    )
+    fault = "a pickle, which can run any code when it is opened, so nlpstack never does"
+    cure = f"get the model as {WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
+    raise ModelError(f"{file}: {fault}; {cure}")
 
 
 def _opened(file: Path) -> safe_open:
@@ -289,9 +282,8 @@ def _read_weights(
         kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
     for name, kind in kinds.items():
         if kind not in _READABLE:
-            raise ModelError(
-                f"{file}: {name} is stored as {kind}, which is not supported; there are {', '.join(_READABLE)}"
-            )
+            there = ", ".join(_READABLE)
+            raise ModelError(f"{file}: {name} is stored as {kind}, which is not supported; there are {there}")
     model = _on_meta(config, values, {name: sizes[there] for name, there in present.items()}, file)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     plan = families.layout(family, list(shapes))

@@ -111,11 +111,9 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        code_point = ord(text[error.start])
-        raise DataError(
-            f"character {error.start:,} of the text is U+{code_point:04X}, a lone surrogate, which UTF-8 cannot hold; "
-            "remove it or read the file as UTF-8"
-        ) from error
+        fault = f"is U+{ord(text[error.start]):04X}, a lone surrogate, which UTF-8 cannot hold"
+        cure = "remove it or read the file as UTF-8"
+        raise DataError(f"character {error.start:,} of the text {fault}; {cure}") from error
 
 
 def check_ids(ids: np.ndarray | Sequence[int], vocab_size: int) -> None:

@@ -57,10 +57,9 @@ def train_tokenizer(
     assert config.vocab_size is not None
     sample = sample_text(texts, config.max_train_bytes)
     if sample.stride > 1:
-        say(
-            f"tokenizer: trained on {sample.size:,} of {sample.total:,} bytes ({sample.size / sample.total:.1%}), "
-            f"1 block in {sample.stride}, evenly spread (tokenizer.max_train_bytes={config.max_train_bytes})"
-        )
+        share = f"{sample.size:,} of {sample.total:,} bytes ({sample.size / sample.total:.1%})"
+        spread = f"1 block in {sample.stride}, evenly spread (tokenizer.max_train_bytes={config.max_train_bytes})"
+        say(f"tokenizer: trained on {share}, {spread}")
     counts: Counter[str] = Counter()
     tokenizer = _train(_sentences(sample.blocks, counts), config.kind, config.vocab_size, config.character_coverage)
     for what, line in CUTS.items():
@@ -69,10 +68,8 @@ def train_tokenizer(
     characters = set[str]().union(*(block.decode() for block in sample.blocks)) - set(RESERVED + "\n")
     pieces = {tokenizer.token_bytes(token) for token in range(N_FIXED, tokenizer.vocab_size)}
     if rare := sum(character.encode() not in pieces for character in characters):
-        say(
-            f"tokenizer: {rare:,} rare characters have no piece and are encoded as bytes "
-            f"(tokenizer.character_coverage={config.character_coverage})"
-        )
+        key = f"tokenizer.character_coverage={config.character_coverage}"
+        say(f"tokenizer: {rare:,} rare characters have no piece and are encoded as bytes ({key})")
     return tokenizer
 
 
@@ -98,10 +95,8 @@ def _train_char(texts: Iterable[str], config: TokenizerConfig, say: Report) -> S
     if reserved:
         say(f"tokenizer: {reserved:,} {CUTS['reserved']}")
     if rare:
-        say(
-            f"tokenizer: the {len(rare):,} rarest characters, {sum(counts[character] for character in rare):,} in all, "
-            f"are encoded as bytes (tokenizer.vocab_size={size})"
-        )
+        what = f"the {len(rare):,} rarest characters, {sum(counts[character] for character in rare):,} in all"
+        say(f"tokenizer: {what}, are encoded as bytes (tokenizer.vocab_size={size})")
     return _train(_cut("".join(sorted(kept)).encode(), MAX_LINE), "char", size, 1.0)
 
 
@@ -192,7 +187,5 @@ def _too_large(size: int, most: int) -> ConfigError:
 
 
 def _too_small(size: int, least: int) -> ConfigError:
-    return ConfigError(
-        f"tokenizer.vocab_size={size} is too small for this text; at least {least}: {N_FIXED} special tokens "
-        "and bytes, and the characters"
-    )
+    parts = f"{N_FIXED} special tokens and bytes, and the characters"
+    return ConfigError(f"tokenizer.vocab_size={size} is too small for this text; at least {least}: {parts}")

@@ -228,9 +228,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 raise FileExistsError(lock)  # its last owner has taken it away, and another has made one of its own
         except OSError as error:
             self._lock.close()
-            raise ConfigError(
-                f"{self.path}: another process is writing this run; wait for it or give another --out"
-            ) from error
+            fault = "another process is writing this run"
+            raise ConfigError(f"{self.path}: {fault}; wait for it or give another --out") from error
         remove_leftovers(self.path)
 
     def clear(self) -> None:

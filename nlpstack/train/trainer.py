@@ -83,10 +83,9 @@ class Trainer:
         self.device = torch.device(self.choices.device)
         n_all, n_step = self.loader.order.n_examples, self.loader.order.batch_size
         if self.optim.full_batch and n_step != n_all:
-            raise ConfigError(
-                f"optim.name={self.optim.name} takes all {n_all} training sequences at each step, not {n_step}; "
-                f"set train.batch_size={n_all} (train.micro_batch saves memory)"
-            )
+            fault = f"takes all {n_all} training sequences at each step, not {n_step}"
+            cure = f"set train.batch_size={n_all} (train.micro_batch saves memory)"
+            raise ConfigError(f"optim.name={self.optim.name} {fault}; {cure}")
         self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self.frozen_hash = frozen_hash(self.model)
@@ -196,10 +195,8 @@ class Trainer:
         fault = "new weights not finite" if finite else "not finite"
         allowed = FP16_SKIPS if self.choices.dtype == "fp16" else self.config.max_skips
         if self.state.skips > allowed:
-            raise TrainingError(
-                f"{where}: {fault} {self.state.skips} times in a row; the last checkpoint stands. "
-                "Lower optim.lr, raise optim.warmup, or use train.dtype=fp32"
-            )
+            cure = "the last checkpoint stands. Lower optim.lr, raise optim.warmup, or use train.dtype=fp32"
+            raise TrainingError(f"{where}: {fault} {self.state.skips} times in a row; {cure}")
         self.reporter.say(f"{where}: {fault}, step skipped ({self.state.skips} of at most {allowed} in a row)")
 
     def train(self) -> None:
