@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import Lock
 
 import numpy as np
@@ -18,25 +19,17 @@ class Shuffled:
     """Batches of equal size; where an epoch ends inside a batch, the next one begins in it."""
 
     def __init__(self, n_examples: int, *, batch_size: int, seed: int) -> None:
-        self.n_examples, self.batch_size, self.seed = n_examples, batch_size, seed
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))  # the epoch last asked for
+        self.n_examples, self.batch_size = n_examples, batch_size
+        self._order = lru_cache(1)(lambda epoch: np.random.default_rng((seed, epoch, 1)).permutation(n_examples))
 
     def step(self, step: int) -> list[Example]:
         """The examples of step `step` (from 0)."""
-        start = step * self.batch_size
-        return [self._example(number) for number in range(start, start + self.batch_size)]
+        places = (divmod(step * self.batch_size + row, self.n_examples) for row in range(self.batch_size))
+        return [(epoch, int(self._order(epoch)[place])) for epoch, place in places]
 
     def n_steps(self, epochs: float) -> int:
         """Steps that so many epochs take."""
         return math.ceil(epochs * self.n_examples / self.batch_size)
-
-    def _example(self, number: int) -> Example:
-        epoch, place = divmod(number, self.n_examples)
-        order = self._order  # read once: another thread may ask for another epoch meanwhile
-        if order[0] != epoch:
-            order = epoch, np.random.default_rng((self.seed, epoch, 1)).permutation(self.n_examples)
-            self._order = order
-        return epoch, int(order[1][place])
 
 
 class Bucketed:
@@ -54,18 +47,16 @@ class Bucketed:
         self._rows, self._tokens = batch_size, batch_tokens
         self.batch_size = min(self.n_examples, batch_size or max(1, (batch_tokens or 0) // int(self.lengths.min())))
         self._ends: list[int] = []  # the step after each epoch's last, of the epochs seen so far
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the one last asked for
+        self._cached = lru_cache(1)(self.batches)  # of the epoch last asked for
         self._lock = Lock()  # the loader asks from a thread of its own
 
     def step(self, step: int) -> list[Example]:
         """The examples of step `step` (from 0)."""
         with self._lock:
             while not self._ends or self._ends[-1] <= step:
-                self._ends.append((self._ends or [0])[-1] + len(self.batches(len(self._ends))))
+                self._ends.append((self._ends or [0])[-1] + len(self._cached(len(self._ends))))
             epoch = bisect_right(self._ends, step)
-            if self._epoch[0] != epoch:
-                self._epoch = epoch, self.batches(epoch)
-            batch = self._epoch[1][step - (self._ends[epoch - 1] if epoch else 0)]
+            batch = self._cached(epoch)[step - (self._ends[epoch - 1] if epoch else 0)]
         return [(epoch, int(index)) for index in batch]
 
     def n_steps(self, epochs: float) -> int:

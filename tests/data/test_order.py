@@ -1,5 +1,7 @@
 """Blocks and batches: contiguous stretches of the text, in an order that is a pure function of (seed, epoch, index)."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -142,31 +144,18 @@ def test_nothing_to_do_gives_no_step() -> None:
     assert list(loader(5, 2, 2).steps(3, 3)) == []
 
 
-class InterruptedOrder(Shuffled):
-    """As it is when another thread asks for another epoch in the worst moment."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == "_order" and isinstance(value, tuple) and value[0] == 0:
-            self.step(1)
-
-
-class InterruptedBlocks(PackedBlocks):
-    """As it is when another thread asks for another epoch in the worst moment."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        super().__setattr__(name, value)
-        if name == "_shift" and isinstance(value, tuple) and value[0] == 0:
-            self.block(1, 0)
-
-
 def test_another_thread_that_asks_for_another_epoch_changes_nothing(make_shards: MakeShards) -> None:
-    interrupted = InterruptedOrder(7, batch_size=7, seed=1)
-    assert interrupted.step(0) == loader(7, 7, 7).order.step(0)
     shards = make_shards(["".join(chr(33 + number) for number in range(70))])
-    wanted = PackedBlocks(shards, 8, seed=1)
-    assert wanted.block(0, 0).tolist() != wanted.block(1, 0).tolist()
-    assert InterruptedBlocks(shards, 8, seed=1).block(0, 0).tolist() == wanted.block(0, 0).tolist()
+
+    def made(order: Shuffled, blocks: PackedBlocks, epoch: int) -> tuple[object, list[int]]:
+        return order.step(epoch), blocks.block(epoch, 0).tolist()
+
+    wanted = [made(Shuffled(7, batch_size=7, seed=1), PackedBlocks(shards, 8, seed=1), epoch) for epoch in range(3)]
+    assert wanted[0] != wanted[1]
+    shared = Shuffled(7, batch_size=7, seed=1), PackedBlocks(shards, 8, seed=1)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda number: made(*shared, number % 3), range(600)))
+    assert found == wanted * 200
 
 
 # -- batches ---------------------------------------------------------------------------------------------------------
