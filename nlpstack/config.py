@@ -141,21 +141,17 @@ def _read_recipe(path: Path, schema: Mapping[str, type]) -> list[tuple[str, Valu
         parent_tables = read_toml(parent)
         if "extends" in parent_tables:
             raise ConfigError(f"{parent}: is extended by {path} and extends another; one level is allowed")
-        layers.append((_recipe_name(parent), _sections_only(parent_tables, parent, schema)))
-    layers.append((_recipe_name(path), _sections_only(tables, path, schema)))
-    return layers
+        layers.append(_layer(parent_tables, parent, schema))
+    return [*layers, _layer(tables, path, schema)]
 
 
-def _recipe_name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
-
-
-def _sections_only(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> Values:
+def _layer(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> tuple[str, Values]:
+    """What to call a recipe's file, and its sections."""
     sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
     for name, entries in sections.items():
         if not isinstance(entries, dict):
             raise ConfigError(f"{path}: '{name}' stands outside any section; sections are {sorted(schema)}")
-    return sections
+    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name, sections
 
 
 def check_keys(values: Values, schema: Mapping[str, type], source: str) -> None:
