@@ -39,10 +39,7 @@ def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json:
         return
     for name, split in found["splits"].items():
         click.echo(f"{name}: {_described(split)}")
-    for problem in found["problems"]:
-        click.echo(f"problem: {problem}")
-    if not found["problems"]:
-        click.echo("no problems found")
+    click.echo("\n".join(f"problem: {problem}" for problem in found["problems"]) or "no problems found")
 
 
 def _described(split: dict[str, Any]) -> str:

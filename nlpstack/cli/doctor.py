@@ -31,10 +31,7 @@ def doctor_command(out: str | None, full: bool, as_json: bool, quiet: bool, **gi
     if not quiet:
         for name, value in _rows(found):
             click.echo(f"{name:<11}{value}")
-    for problem in found["problems"]:
-        click.echo(f"problem: {problem}")
-    if not found["problems"]:
-        click.echo("no problem found")
+    click.echo("\n".join(f"problem: {problem}" for problem in found["problems"]) or "no problem found")
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
