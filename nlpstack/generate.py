@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +82,10 @@ def default_prompts(path: str | Path) -> list[str]:
     metrics = (folder.parent if folder.name == "model" else folder) / "metrics.jsonl"
     lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
     for line in reversed(lines):
-        try:
+        with suppress(ValueError):  # empty, or cut short by a killed run
             record = json.loads(line)
-        except ValueError:  # empty, or cut short by a killed run
-            continue
-        if isinstance(record, dict) and record.get("samples"):
-            return [sample["prompt"] for sample in record["samples"]]
+            if isinstance(record, dict) and record.get("samples"):
+                return [sample["prompt"] for sample in record["samples"]]
     return [""]
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nlpstack.config import near
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
 from nlpstack.data.readers import Note, mute
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, did_you_mean
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices, run_session
 from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes
@@ -115,8 +114,8 @@ def _recipe(target: str | Path) -> Path | None:
         return None
     folders = [folder for place in {path.parent, Path("runs")} if place.is_dir() for folder in place.iterdir()]
     known = names | {str(folder) for folder in folders if folder.is_dir() and not folder.name.startswith(".")}
-    close = get_close_matches(name, known, n=1)  # of the folders only those; there may be many
-    raise ConfigError(f"'{name}' is neither a recipe nor a folder{near(name, known if close else names)}")
+    hint = did_you_mean(name, known) or near(name, names)  # not a list of the folders; there may be many
+    raise ConfigError(f"'{name}' is neither a recipe nor a folder{hint}")
 
 
 def _vocab_size(config: RunConfig, note: Note) -> int:

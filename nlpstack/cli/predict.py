@@ -45,8 +45,7 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
     )
     note = shared.make_reporter(quiet=given["quiet"]).say
     done = _whole_lines(out, resume=resume) if out else 0
-    results = predict(model, source, options, skip=done, note=note)
-    lines = (json.dumps(result, ensure_ascii=False) for result in results)
+    lines = (json.dumps(one, ensure_ascii=False) for one in predict(model, source, options, skip=done, note=note))
     if out is None:
         for line in lines:
             click.echo(line)

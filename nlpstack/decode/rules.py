@@ -124,10 +124,9 @@ def token_id(token: int | str, option: str, tokenizer: Tokenizer) -> int:
     if not 0 <= token <= last:
         raise ConfigError(f"{option}: unknown token {token}, the tokenizer's ids run from 0 to {last:,}")
     if token in tokenizer.special_ids and token != tokenizer.eos_id:
-        raise ConfigError(
-            f"{option}: token {token} is a special one, and never chosen; of these only the end of text can be named"
-            + (f", {tokenizer.eos_id}" if tokenizer.eos_id is not None else "")
-        )
+        end = f", {tokenizer.eos_id}" if tokenizer.eos_id is not None else ""
+        rule = f"of these only the end of text can be named{end}"
+        raise ConfigError(f"{option}: token {token} is a special one, and never chosen; {rule}")
     return token
 
 

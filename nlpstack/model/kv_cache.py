@@ -26,11 +26,8 @@ class KVCache:
         weight = model.tokens.weight
         dtype = product_dtype(weight)
         shape = (batch_size, config.kv_heads, max_len, config.head_dim)
-
-        def empty() -> list[Tensor]:
-            return [torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(config.n_layers)]
-
-        return cls(empty(), empty())
+        keys, values = ([torch.empty(shape, dtype=dtype, device=weight.device) for _ in model.blocks] for _ in range(2))
+        return cls(keys, values)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (B, H, T, K); all of the layer's, (B, H, S, K), come back."""

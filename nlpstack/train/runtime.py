@@ -138,7 +138,7 @@ def session(*, threads: int, deterministic: bool) -> Iterator[None]:
     """
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     old_fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    old_workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    old_workspace = {name: value for name, value in os.environ.items() if name == "CUBLAS_WORKSPACE_CONFIG"}
     torch.set_num_threads(threads)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -150,10 +150,8 @@ def session(*, threads: int, deterministic: bool) -> Iterator[None]:
         torch.set_num_threads(old_threads)
         torch.use_deterministic_algorithms(old_deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = old_fill  # type: ignore[attr-defined]
-        if old_workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        else:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = old_workspace
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        os.environ.update(old_workspace)
 
 
 def keep_freed_memory() -> None:

@@ -151,8 +151,7 @@ class Trainer:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
         *values, norm_value = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
-        finite = all(map(math.isfinite, (*values, norm_value)))
-        updated = finite and self._update(sum(values), micro_batches)
+        updated = all(map(math.isfinite, (*values, norm_value))) and self._update(sum(values), micro_batches)
         self.scaler.update()
         report = StepReport(
             step=self.state.step + 1,
