@@ -42,9 +42,8 @@ def generate(
     """What a model, or the one in a folder, writes after each prompt; an empty prompt starts from nothing.
 
     `dtype` is that of the weights. A model object is left as it is: device "auto" means where it stands, and for
-    another device or dtype a copy is made. `threads` compute during the call (None: as many as now). At most
-    `batch_size` texts are written at a time, or one prompt's samples or beams. `on_text` is given the text of a single
-    prompt as it grows.
+    another device or dtype a copy is made. `threads` compute during the call (None: as many as now). Up to `batch_size`
+    texts are written at a time, or one prompt's samples or beams. `on_text` takes a single prompt's text as it grows.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")

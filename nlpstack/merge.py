@@ -29,8 +29,7 @@ def merge(
 ) -> MergeResult:
     """Fold an adapter into its base in fp32 and write the model folder `out`; the base is left as it is.
 
-    Both are given the same random tokens; a largest difference of their logits above `tolerance` is a ModelError, and
-    nothing is written.
+    ModelError, before anything is written, if logits of both for the same random tokens differ by above `tolerance`.
     """
     model = load_model(adapter, base=base, dtype=torch.float32, note=note)
     n_layers = len(adapters(model))

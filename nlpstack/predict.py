@@ -163,8 +163,7 @@ def predict(
     """One result an input, in the order of the file, without the first `skip`; little of the file is held at a time.
 
     Classification: `label`, `probabilities`; NER: `tags`, `entities`; generation: `text`. A .txt has a text or prompt a
-    line; the other kinds are those of training, of which labels are not read. For NER a text is split into words and
-    other signs, one by one.
+    line, for NER cut into words and single other signs; the other kinds are those of training, without their labels.
     """
     options, path = options or PredictOptions(), Path(source)
     if not path.is_file():

@@ -30,8 +30,7 @@ def mask_tokens(
     """Choose each token, or each word with all its tokens, with probability `share`, and hide what is chosen.
 
     `tokens` (T,) int64 is not altered; `words` (T,) int64 has each token's word, -1 at special tokens, which are never
-    chosen; `random_ids` are what a random token is drawn from. How much is drawn from `rng` depends on the rows' shape
-    and words alone.
+    chosen; a random token is one of `random_ids`. How much is drawn from `rng` depends on shape and words alone.
     """
     n_units = int(words.max(initial=-1)) + 1 if whole_words else len(tokens)
     unit = words if whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)

@@ -113,10 +113,8 @@ def load_model(
     """The model of a run, model, adapter or published folder, in evaluation mode, its tokenizer attached if it has one.
 
     `base` is where an adapter's base model stands, if not where the adapter says; `note` is told what cannot be proved.
-
-    A causal shape is a GPT, any other a BERT with the heads whose weights are there. Weights stored in fewer than 32
-    bits become fp32 unless `dtype` says otherwise. Raises ModelError where anything is missing, altered, unused or not
-    supported.
+    A causal shape is a GPT, any other a BERT with the heads whose weights are there. Weights of fewer than 32 bits
+    become fp32 unless `dtype` says otherwise. ModelError where anything is missing, altered, unused or not supported.
     """
 
     def read(folder: Path) -> LanguageModel:
