@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
-from nlpstack.hub.families import check_tensors, family_of, layout, model_heads, stored_names
-from nlpstack.hub.family_tables import Json
+from nlpstack.hub.families import Json, check_tensors, family_of, layout, model_heads, stored_names
 from nlpstack.hub.tensors import read_tensors
 from nlpstack.model import BERT, LanguageModel
 from nlpstack.model.heads import ALL_HEADS, Head, Labels

@@ -4,8 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from nlpstack.hub.families import family_of, model_heads
-from nlpstack.hub.family_tables import FAMILIES
+from nlpstack.hub.families import FAMILIES, family_of, model_heads
 from nlpstack.model import BERT, LanguageModel
 
 _FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own

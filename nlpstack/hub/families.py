@@ -1,10 +1,11 @@
-"""A config.json and the tensors of a weights file in our words, and back, by the families' tables."""
+"""A config.json and the tensors of a weights file in our words, and back, by the tables in families.toml."""
 
 import json
 import math
 import re
+import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,36 @@ from pydantic import TypeAdapter, ValidationError
 
 from nlpstack.config import near
 from nlpstack.errors import ModelError
-from nlpstack.hub.family_tables import FAMILIES, INERT, OFF, REQUIRED, Family, Json
 from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a family writes down what TransformerConfig and our tensor names say."""
+
+    architectures: Mapping[str, str]  # heads, spaces between -> the class of transformers that opens it; a GPT has none
+    keys: Mapping[str, str]  # of config.json -> our field; keys of one field must agree
+    defaults: Mapping[str, object]  # values of keys that may be missing
+    optional: Sequence[str] = ()  # keys that may be missing, where our field has its own default
+    activations: Mapping[str, str]  # theirs -> ours; of several for one of ours, the first is written
+    shape: Mapping[str, object]  # our fields that the family leaves no choice
+    least: Mapping[str, int] = field(default_factory=dict)  # our fields that must not be smaller
+    fixed: Json  # further keys, on which the core leaves no choice
+    prefix: str  # before every tensor but the head's; a file of the bare core leaves it out
+    modules: Mapping[str, str]  # theirs -> ours; several of ours, with spaces between, are stacked in one of theirs
+    of_sequences: Mapping[str, str] = field(default_factory=dict)  # those of the head "sequence" instead
+    transposed: Sequence[str] = ()  # last names of modules whose matrices are stored (in, out)
+    twice: Mapping[str, str]  # second name of a tensor that is tied -> the first
+    old_names: Mapping[str, str] = field(default_factory=dict)  # ends of tensor names in old files -> today's
+    buffers: str  # pattern of stored tensors that are no weights
+
+
+_TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))
+_INERT, _OFF = frozenset(_TABLES["any"]["inert"].split()), _TABLES["any"]["off"]
+FAMILIES = {name: Family(**table) for name, table in _TABLES.items() if name != "any"}
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
 _OWN_TWICE = dict.fromkeys(("lm_head.weight", "mlm_head.decoder.weight"), "transformer.tokens.weight")
@@ -31,7 +58,8 @@ def model_heads(model: LanguageModel) -> tuple[Head, ...]:
 
 def family_of(config: TransformerConfig, heads: tuple[Head, ...] = ()) -> str:
     """The published family that can express this shape and a BERT's heads (a key of FAMILIES), else `nlpstack`."""
-    fitting = (name for name, family in FAMILIES.items() if heads in family.architectures and _fits(family, config))
+    named = " ".join(heads)
+    fitting = (name for name, family in FAMILIES.items() if named in family.architectures and _fits(family, config))
     return next(fitting, OWN)
 
 
@@ -39,7 +67,7 @@ def _fits(family: Family, config: TransformerConfig) -> bool:
     grouped = "num_key_value_heads" in family.keys or config.kv_heads == config.n_heads
     same = all(getattr(config, name) == value for name, value in family.shape.items())
     enough = all(getattr(config, name) >= least for name, least in family.least.items())
-    pad = "pad_token_id" not in family.keys or 1 <= config.position_offset <= config.vocab_size
+    pad = config.position_offset <= config.vocab_size
     return same and enough and grouped and pad and config.activation in family.activations.values()
 
 
@@ -56,7 +84,7 @@ def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels
         architecture = "GPT" if config.causal else "BERT" + _OF_TOKENS * ("tokens" in heads)
         return {"model_type": OWN, "architectures": [architecture], **said, **asdict(config)}
     family = FAMILIES[name]
-    values = {"model_type": name, "architectures": [family.architectures[heads]], **said}
+    values = {"model_type": name, "architectures": [family.architectures[" ".join(heads)]], **said}
     values |= _family_values(family, config)
     plain = _family_config(family, values, Path("config.json"))
     rest = {key: value for key, value in asdict(config).items() if value != getattr(plain, key)}
@@ -69,14 +97,18 @@ def _family_values(family: Family, config: TransformerConfig) -> Json:
     if "pad_token_id" in family.keys:  # positions are counted from its row on
         fields["max_seq_len"] = config.max_seq_len + config.position_offset
         fields["position_offset"] = config.position_offset - 1
-    return {name: fields[key.field] for name, key in family.keys.items()} | family.fixed(config)
+    values = {name: fields[ours] for name, ours in family.keys.items()} | family.fixed
+    if "rope_theta" in family.keys:
+        plain = {"rope_theta": config.rope_theta, "rope_type": "default"}
+        values |= {"head_dim": config.head_dim, "rope_parameters": plain}
+    return values
 
 
 def read_config(values: Mapping[str, object], source: Path) -> TransformerConfig:
     """The shape that a config.json asks for; raises ModelError where the core cannot be that."""
     name = values.get("model_type")
     if name == OWN:
-        return _validated({key: value for key, value in values.items() if key not in INERT}, {}, source)
+        return _validated({key: value for key, value in values.items() if key not in _INERT}, {}, source)
     if not isinstance(name, str) or name not in FAMILIES:
         raise ModelError(f"{source}: model_type {name!r} is not supported; there are {', '.join([*FAMILIES, OWN])}")
     family = FAMILIES[name]
@@ -84,8 +116,6 @@ def read_config(values: Mapping[str, object], source: Path) -> TransformerConfig
     extra = values.get(OWN, {})
     if not isinstance(extra, dict):
         raise ModelError(f"{source}: {OWN}={extra!r} is not an object")
-    if not extra:
-        return config
     full = _validated(asdict(config) | extra, {}, source)
     if not _fits(family, full) or _family_values(family, full) != _family_values(family, config):
         raise ModelError(f"{source}: what stands under '{OWN}' contradicts the rest of the file; save the model again")
@@ -97,15 +127,15 @@ def _family_config(family: Family, values: Mapping[str, object], source: Path) -
     given = {key: value for key, value in values.items() if value is not None and key != OWN}
     if "rope_theta" in family.keys:
         given = _plain_rope(given, source)
-    given = {name: key.default for name, key in family.keys.items()} | given
-    if missing := [name for name, value in given.items() if value is REQUIRED]:
+    given = {name: family.defaults.get(name) for name in family.keys} | given
+    if missing := [name for name, value in given.items() if value is None and name not in family.optional]:
         raise ModelError(f"{source}: {', '.join(missing)} missing; copy the file again")
     fields = {**family.shape, **(_after_pad(given, source) if "pad_token_id" in family.keys else {})}
     names: dict[str, str] = {}  # our field -> the first of their keys for it
-    for name, key in family.keys.items():
+    for name, ours in family.keys.items():
         if given[name] is not None:
-            fields.setdefault(key.field, given[name])
-            names.setdefault(key.field, name)
+            fields.setdefault(ours, given[name])
+            names.setdefault(ours, name)
     activation = fields["activation"]
     if not isinstance(activation, str) or activation not in family.activations:
         there = ", ".join(family.activations)
@@ -138,10 +168,10 @@ def _after_pad(given: Json, source: Path) -> Json:
 def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source: Path) -> None:
     """Raise ModelError if a key says anything else than the family's config of this shape would."""
     written = _family_values(family, config)
-    activation = {name for name, key in family.keys.items() if key.field == "activation"}  # has several spellings
-    told = OFF | written
+    activation = {name for name, ours in family.keys.items() if ours == "activation"}  # has several spellings
+    told = _OFF | written
     for name, value in given.items():
-        if value is None or name in (INERT - written.keys()) | activation or value == told.get(name):
+        if value is None or name in (_INERT - written.keys()) | activation or value == told.get(name):
             continue
         if name not in told:
             raise ModelError(f"{source}: nlpstack does not know {name}={value!r}; take it out if it changes nothing")
@@ -160,7 +190,7 @@ def _plain_rope(given: Json, source: Path) -> Json:
             if key == "rope_theta":
                 if given.setdefault(key, value) != value:
                     raise ModelError(f"{source}: {place}.rope_theta={value!r}, but rope_theta={given[key]!r}")
-            elif value not in ({"rope_type": "default", "type": "default"}.get(key, OFF.get(key)), None):
+            elif value not in ({"rope_type": "default", "type": "default"}.get(key, _OFF.get(key)), None):
                 raise ModelError(f"{source}: {place}.{key}={value!r} is not supported; plain rotary positions are")
     return given
 
@@ -210,7 +240,8 @@ def layout(family_name: str, names: list[str]) -> list[Stored]:
             continue  # stacked below the first of its group
         place, ours = places[module]
         theirs, *holds = (f"{one}.{parameter}".replace(".N.", f".{number}.") for one in (place, *ours))
-        found.append(Stored(theirs, tuple(holds), parameter == "weight" and place.endswith(family.transposed)))
+        transposed = parameter == "weight" and place.rpartition(".")[2] in family.transposed
+        found.append(Stored(theirs, tuple(holds), transposed))
     assert {ours for stored in found for ours in stored.holds} == set(names)
     return found
 

@@ -18,7 +18,7 @@ from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object,
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.hub.family_tables import FAMILIES, Json
+from nlpstack.hub.families import FAMILIES, Json
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.model.lora import adapters
 from nlpstack.model.meta import on_meta

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nlpstack.errors import ModelError
-from nlpstack.hub.families import read_config, write_config
+from nlpstack.hub.families import FAMILIES, Family, read_config, write_config
 from nlpstack.model import TransformerConfig
 
 SOURCE = Path("m/config.json")
@@ -150,3 +150,14 @@ def test_a_roberta_counts_its_positions_from_the_pad_id_on() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_gpt_is_causal_whatever_is_decoder_says(family: str) -> None:
     assert read_config(CONFIGS[family] | {"is_decoder": True}, SOURCE) == read_config(CONFIGS[family], SOURCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_table_speaks_of_fields_and_keys_that_are_there(family: Family) -> None:
+    fields = set(TransformerConfig.__dataclass_fields__)
+    untold = fields - {*family.keys.values(), *family.shape}
+    assert untold <= {"rope_theta", "n_kv_heads", "dropout"}  # what the family knows nothing of
+    assert {*family.keys.values(), *family.shape, *family.least} <= fields
+    assert {*family.defaults, *family.optional} < family.keys.keys()
+    assert not family.defaults.keys() & set(family.optional)
+    assert not family.fixed.keys() & family.keys.keys()
