@@ -1,42 +1,17 @@
-"""The README.md of a model folder, made from facts the caller gives."""
+"""The README.md of a model folder, made from the words in card.toml and facts the caller gives."""
 
 import json
 import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 
 from nlpstack.hub.families import FAMILIES, family_of, model_heads
 from nlpstack.model import BERT, LanguageModel
 
 _FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own
 
-_INTENDED = """\
-For research and experiments. It writes what is likely after the text it is given and checks no facts: what it writes
-may be false, and may repeat the bias, the private details and the offensive words of the text it was trained on. Do
-not use it where people rely on its being right."""
-
-_INTENDED_ENCODER = """\
-For research and experiments, and to be fine-tuned for a task. It writes no text. What it says of one follows what is
-likely and not what is true, and may repeat the bias and the offensive words of the text it was trained on. Do not use
-it where people rely on its being right."""
-
-# What an encoder with a head is for, and the class of transformers that opens it; the first that a model has counts.
-_TASKS = {
-    "sequence": ("text-classification", "AutoModelForSequenceClassification"),
-    "tokens": ("token-classification", "AutoModelForTokenClassification"),
-    "mlm": ("fill-mask", "AutoModelForMaskedLM"),
-    "nsp": ("feature-extraction", "AutoModelForNextSentencePrediction"),
-}
-_DOES = {
-    "pooler": "gives one vector of the whole",
-    "mlm": "guesses hidden tokens",
-    "nsp": "tells whether one text follows another",
-    "sequence": "gives labels to a text",
-    "tokens": "gives a label to each token",
-}
-
-_TOKENIZER = """\
-`tokenizer.json`, where nlpstack wrote one, gives the same ids as nlpstack for every text that does not spell a special
-token or a byte piece such as `<0x41>`, or contain U+2581."""
+_WORDS = tomllib.loads(Path(__file__).with_name("card.toml").read_text("utf-8"))
 
 
 def shape_facts(model: LanguageModel) -> dict[str, object]:
@@ -63,52 +38,27 @@ def model_card(facts: Mapping[str, object]) -> str:
     mapping (scores, say) a list below its line. Values are shown as they are.
     """
     family, outputs = facts.get("family"), facts.get("outputs")
-    heads = tuple(outputs) if isinstance(outputs, tuple | list) else None
+    words, heads = (_WORDS["bert"], outputs) if isinstance(outputs, tuple | list) else (_WORDS["gpt"], ())
+    task, loader = next(found for needed, found in words["tasks"].items() if set(needed.split()) <= set(heads))
     opens = family in FAMILIES
-    task, loader = ("text-generation", "AutoModelForCausalLM") if heads is None else _task(heads)
     front = {
         "library_name": "nlpstack" if not opens else "peft" if facts.get("adapts") else "transformers",
         "pipeline_tag": task,
         "tags": ["nlpstack", task],
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},
     }
-    # JSON is YAML, and leaves nothing to quote wrongly.
-    head = "".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in front.items())
-    parts = [
-        f"---\n{head}---",
-        f"# {_plain(facts.get('name') or 'A language model')}",
-        _description(family, heads, opens=opens),
-        "## How it was made",
-        "\n".join(_lines(facts)) or "Nothing is recorded.",
-        "## Intended use and limits",
-        _INTENDED if heads is None else _INTENDED_ENCODER,
-        "## How to load it",
-        '```python\nfrom nlpstack import load_model\n\nmodel = load_model("path/to/this/folder")\n```',
-    ]
-    if opens and not facts.get("adapts"):
-        parts.append(
-            f"```python\nfrom transformers import {loader}, AutoTokenizer\n\n"
-            f'model = {loader}.from_pretrained("path/to/this/folder")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
-        )
-    parts.append(_TOKENIZER)
-    return "\n\n".join(parts) + "\n"
-
-
-def _description(family: object, heads: tuple[str, ...] | None, *, opens: bool) -> str:
     kind = f" of the {family} family" if opens else " of a shape that only nlpstack opens" if family else ""
-    if heads is None:
-        return f"A causal language model{kind}, written by nlpstack: it scores the next token of a text."
-    does = ["turns a text, read in both directions, into a vector a token"]
-    does += [what for head, what in _DOES.items() if head in heads]
-    return f"An encoder (BERT){kind}, written by nlpstack: it {', '.join(does)}."
-
-
-def _task(heads: tuple[str, ...]) -> tuple[str, str]:
-    """What a BERT with these heads is for, and the class of transformers that loses none of them that it could keep."""
-    if {"mlm", "nsp"} <= set(heads):
-        return "fill-mask", "AutoModelForPreTraining"
-    return next((task for head, task in _TASKS.items() if head in heads), ("feature-extraction", "AutoModel"))
+    does = "".join(f", {what}" for head, what in words["does"].items() if head in heads)
+    page: str = _WORDS["page"]
+    return page.format(
+        # JSON is YAML, and leaves nothing to quote wrongly.
+        front="".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in front.items()),
+        name=_plain(facts.get("name") or "A language model"),
+        description=words["description"].format(kind=kind, does=does),
+        facts="\n".join(_lines(facts)) or "Nothing is recorded.",
+        intended=words["intended"],
+        transformers=_WORDS["transformers"].format(loader=loader) if opens and not facts.get("adapts") else "",
+    )
 
 
 def _lines(facts: Mapping[str, object]) -> list[str]:
