@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -14,7 +15,6 @@ import sentencepiece as spm
 from nlpstack.errors import ModelError
 from nlpstack.files import write_text
 from nlpstack.tokenizer.base import SPACE, Tokenizer, check_ids, utf8
-from nlpstack.tokenizer.export import tokenizer_config, tokenizer_json
 from nlpstack.tokenizer.proto import FIRST_BYTE_ID, FIXED_PIECES, N_FIXED, SPECIALS, model_kind
 
 MODEL_FILE = "tokenizer.model"
@@ -22,6 +22,8 @@ MODEL_FILE = "tokenizer.model"
 CHUNK = 2000  # characters that are encoded at once: sums of scores stay exact (see proto.py)
 
 _SPACE_IDS = [FIRST_BYTE_ID + byte for byte in SPACE.encode()]
+# What all exported files have alike. Their texts are cut so that a piece may begin with a space, no more.
+_EXPORT = json.loads(Path(__file__).with_name("export.json").read_text("utf-8"))
 _PROBE = "  \u00c5 \ufb01\u0301\t "  # comes back unchanged only where text is not normalized
 
 
@@ -116,10 +118,36 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write tokenizer.model, and tokenizer.json and tokenizer_config.json for Hugging Face's libraries."""
         folder.mkdir(parents=True, exist_ok=True)
-        scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
         (folder / MODEL_FILE).write_bytes(self._model)
-        for name, value in (
-            ("tokenizer.json", tokenizer_json(self.kind, self._pieces, scores, pairs=pairs)),
-            ("tokenizer_config.json", tokenizer_config(max_length, pairs=pairs)),
-        ):
+        config: dict[str, Any] = dict(_EXPORT["tokenizer_config.json"])
+        if pairs:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        for name, value in (("tokenizer.json", self._exported(pairs=pairs)), ("tokenizer_config.json", config)):
             write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+    def _exported(self, *, pairs: bool) -> dict[str, Any]:
+        """A tokenizer.json that gives the same ids for the same text, and with `pairs` frames it as a BERT's input.
+
+        Exceptions: a text that spells a special token or a byte piece, or that holds U+2581.
+        """
+        model = dict(_EXPORT["bpe" if self.kind == "bpe" else "unigram"])
+        if self.kind == "bpe":
+            learned = set(self._pieces[N_FIXED:])
+            model["vocab"] = {piece: token for token, piece in enumerate(self._pieces)}
+            model["merges"] = [merge for piece in self._pieces[N_FIXED:] for merge in _merges(piece, learned)]
+        else:  # also right for characters: each text then has one segmentation only
+            scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
+            model["vocab"] = list(zip(self._pieces, scores, strict=True))
+        frame = _EXPORT["post_processor"] if pairs else None
+        return {**_EXPORT["tokenizer.json"], "post_processor": frame, "model": model}
+
+
+def _merges(piece: str, learned: set[str]) -> list[tuple[str, str]]:
+    """The pairs that make up a piece, in the order that breaks ties as SentencePiece does."""
+    # SentencePiece takes the best piece, then the leftmost pair, whatever its parts; Hugging Face ranks the pairs of
+    # one piece. Two pairs of one piece compete only where they share a symbol, as "aba" does in ab|a|ba: the left pair
+    # ends in the symbol that the right one, and so the piece, begins with. Such pairs come first.
+    pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+    return sorted((pair for pair in pairs if learned.issuperset(pair)), key=lambda pair: not piece.startswith(pair[1]))

@@ -8,7 +8,9 @@ import pytest
 
 from nlpstack.errors import ConfigError
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
-from nlpstack.tokenizer.export import _merges
+from nlpstack.tokenizer.base import ROLES
+from nlpstack.tokenizer.proto import SPECIALS
+from nlpstack.tokenizer.sentencepiece import _merges
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -83,6 +85,14 @@ def test_real_text_gets_the_same_ids(name: str, kind: str, shared_data: Path, tm
     draw = random.Random(1)
     texts = [text, *(some_text(draw, text) for _ in range(500))]
     assert_same_ids(tokenizer, exported(tokenizer, tmp_path), texts)
+
+
+def test_the_exported_special_tokens_are_those_of_the_model(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    assert [(token["id"], token["content"]) for token in added] == list(enumerate(SPECIALS))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert [config[f"{role}_token"] for role in ROLES] == list(SPECIALS)
 
 
 CONFIGS = {
