@@ -23,7 +23,7 @@ from nlpstack.model.meta import on_meta
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "nlpstack.json"
 Linears = dict[str, tuple[str, ...]]  # the family's name of a linear layer -> ours, which may be several stacked in one
 _ROOT = "base_model.model."  # before every name in a PEFT file
-_TASKS: Mapping[Head, str] = {"sequence": "SEQ_CLS", "tokens": "TOKEN_CLS"}
+_TASKS: Mapping[str, tuple[Head, ...]] = {"SEQ_CLS": ("pooler", "sequence"), "TOKEN_CLS": ("tokens",)}
 _PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 _PART = re.compile(rf"(.*)\.({'|'.join(_PARTS)})")
 # What PEFT can ask for beside plain LoRA, rsLoRA and DoRA; nothing of it may be.
@@ -58,16 +58,12 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
             # PEFT knows what is saved whole by the head it belongs to.
             saved.add("pooler" if ".pooler." in stored.name else stored.name.partition(".")[0])
     first = next(iter(wrapped.values()))  # they are all alike but for their size
-    config = LoRAConfig(
-        rank=first.size.rank,
-        alpha=first.size.alpha,
-        dropout=first.dropout,
-        targets=sorted({name.rpartition(".")[2] for name in wrapped}),
-        rslora=first.rslora,
-        dora=first.magnitude is not None,
-    )
+    targets = sorted({name.rpartition(".")[2] for name in wrapped})
+    dora = first.magnitude is not None
+    config = LoRAConfig(**first.size._asdict(), dropout=first.dropout, rslora=first.rslora, dora=dora, targets=targets)
     patterns = {name: size for name, size in sizes.items() if size != first.size}
-    task = next((_TASKS[head] for head in heads if head in _TASKS), "CAUSAL_LM" if model.config.causal else None)
+    tasks = (task for task, (*_, head) in _TASKS.items() if head in heads)
+    task = next(tasks, "CAUSAL_LM" if model.config.causal else None)
     values: Json = {
         **{"peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True},
         **{"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none"},
@@ -78,10 +74,8 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
         "modules_to_save": sorted(saved) or None,
     }
     labels = getattr(model, "labels", None)
-    ours: Json = {
-        **{"base": base, "base_sha256": base_sha256, "heads": list(heads), "lora": asdict(config)},
-        "labels": {"names": list(labels.names), "problem": labels.problem} if labels else None,
-    }
+    ours: Json = {"base": base, "base_sha256": base_sha256, "heads": list(heads), "lora": asdict(config)}
+    ours["labels"] = labels._asdict() if labels else None
     return {ADAPTER_CONFIG: values, OURS: ours}, tensors
 
 
@@ -263,8 +257,7 @@ def _split(
 
 def _with_heads(base: BERT, read: _Read) -> BERT:
     """The base with the heads that the adapter brings, taken out of its tensors, in place of its own."""
-    named = {"SEQ_CLS": ("pooler", "sequence"), "TOKEN_CLS": ("tokens",)}.get(str(read.asked.get("task_type")))
-    wanted = read.ours.get("heads") or named or base.heads
+    wanted = read.ours.get("heads") or _TASKS.get(str(read.asked.get("task_type"))) or base.heads
     heads = tuple(head for head in ALL_HEADS if head in wanted)
     labels = None
     if {"sequence", "tokens"} & set(heads):
@@ -291,5 +284,5 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
 
 
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
-    sizes, asked = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (found, wanted))
+    sizes, asked = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, wanted))
     check_tensors(file, sizes, asked, "the base", _MEND)

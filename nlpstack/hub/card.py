@@ -10,7 +10,6 @@ from nlpstack.hub.families import FAMILIES, family_of, model_heads
 from nlpstack.model import BERT, LanguageModel
 
 _FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own
-
 _WORDS = tomllib.loads(Path(__file__).with_name("card.toml").read_text("utf-8"))
 
 

@@ -17,6 +17,7 @@ from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 
 Json = dict[str, object]
+Sizes = Mapping[str, list[int]]  # of tensors, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,17 +305,13 @@ def second_names(family_name: str, planned: Collection[str], *, tied: bool) -> d
     }
 
 
-def check_tensors(
-    file: Path, sizes: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], what: str, mend: str
-) -> None:
+def check_tensors(file: Path, sizes: Sizes, wanted: Sizes, what: str, mend: str) -> None:
     """Raise ModelError unless a file holds exactly the tensors of the wanted sizes, which `what` asks for."""
     faults = {
         "lacks": [name for name in wanted if name not in sizes],
         "holds what the model has no place for:": [name for name in sizes if name not in wanted],
         f"does not fit {what}:": [
-            f"{name} {list(sizes[name])} instead of {list(size)}"
-            for name, size in wanted.items()
-            if list(sizes.get(name, size)) != list(size)
+            f"{name} {sizes[name]} instead of {size}" for name, size in wanted.items() if sizes.get(name, size) != size
         ],
     }
     if found := [f"{fault} {_some(names)}" for fault, names in faults.items() if names]:

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nlpstack.errors import ModelError, NlpstackError
+from nlpstack.errors import ModelError, NlpstackError, did_you_mean
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
-from nlpstack.hub.families import FAMILIES, Json
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.model.lora import adapters
 from nlpstack.model.meta import on_meta
@@ -49,18 +47,17 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
     target = Path(path).resolve()
     _refuse_to_replace(target)
     whole = not adapters(model)
-    texts, tensors = _whole_files(model, target) if whole else adapter_files(model)
+    made, tensors = _whole_files(model, target) if whole else adapter_files(model)
+    texts = {name: json.dumps(one, indent=2, sort_keys=True, allow_nan=False) + "\n" for name, one in made.items()}
+    texts[CARD] = model_card(shape_facts(model)) if card is None else card
     with new_folder(target, free_text=frozenset((CARD,))) as folder:
-        for name, values in texts.items():
-            text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        for name, text in texts.items():
+            (folder / name).write_bytes(text.encode())
         save_file(tensors, folder / (WEIGHTS if whole else ADAPTER_WEIGHTS), metadata={"format": "pt"})
         if whole and model.tokenizer is not None:
             # An encoder's inputs are framed, and no longer than its position table.
             framed = {"max_length": model.config.max_seq_len, "pairs": True} if isinstance(model, BERT) else {}
             model.tokenizer.save(folder, **framed)
-        text = model_card(shape_facts(model)) if card is None else card
-        (folder / CARD).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _refuse_to_replace(target: Path) -> None:
@@ -71,23 +68,22 @@ def _refuse_to_replace(target: Path) -> None:
         raise ModelError(f"{target}: {fault}; choose another place or move it away")
 
 
-def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, Json], dict[str, Tensor]]:
+def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, families.Json], dict[str, Tensor]]:
     """The JSON files of a whole model, by name, and its tensors; ModelError if its tokenizer is another's."""
     ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
     values = families.write_config(model.config, families.model_heads(model), getattr(model, "labels", None))
     _check_tokenizer(model.tokenizer, model.config, values, source)
     dtype = str(model.transformer.tokens.weight.dtype).removeprefix("torch.")
     # Ids that are not there are null, since the families' defaults differ; torch_dtype: until transformers 4.56.
-    texts: dict[str, Json] = {CONFIG: ids | values | {"dtype": dtype, "torch_dtype": dtype}}
+    texts: dict[str, families.Json] = {CONFIG: ids | values | {"dtype": dtype, "torch_dtype": dtype}}
     if isinstance(model, GPT) and (known := {key: token for key, token in ids.items() if token is not None}):
         texts["generation_config.json"] = known
-    return texts, _to_stored(model)
+    return texts, _to_stored(model, str(values["model_type"]))
 
 
-def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
+def _to_stored(model: LanguageModel, family: str) -> dict[str, Tensor]:
     """The tensors as the model's family stores them."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    family = families.family_of(model.config, families.model_heads(model))
     tensors = {}
     for stored in families.layout(family, list(state)):
         parts = [state[name] for name in stored.holds]
@@ -98,7 +94,7 @@ def _to_stored(model: LanguageModel) -> dict[str, Tensor]:
             tensors[second] = tensors[first].clone()
     # The files of BertModel and RobertaModel have the names of the core alone.
     bare = isinstance(model, BERT) and set(model.heads) <= {"pooler"}
-    prefix = FAMILIES[family].prefix if bare and family in FAMILIES else ""
+    prefix = families.FAMILIES[family].prefix if bare and family in families.FAMILIES else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
@@ -147,11 +143,9 @@ def model_folder(path: str | Path) -> Path:
     if folder.is_file():
         _refuse_pickle(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
-    if (folder / CONFIG).is_file() or is_adapter(folder):
-        return folder
-    inner = standing(folder / "model")
-    if (inner / CONFIG).is_file() or is_adapter(inner):
-        return inner
+    for place in (folder, standing(folder / "model")):
+        if (place / CONFIG).is_file() or is_adapter(place):
+            return place
     if (folder / "config.toml").is_file():
         cure = "resume it: the command that started it, with --resume"
         raise ModelError(f"{path}: a run that has no finished model yet; {cure}")
@@ -163,8 +157,8 @@ def _near(path: Path) -> str:
     """The end of a message about a path that is not there."""
     if not path.parent.is_dir():
         return f"; nor is there a folder {path.parent}"
-    close = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], n=1)
-    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    return did_you_mean(path.name, names, str(path).removesuffix(path.name))
 
 
 def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
@@ -268,7 +262,7 @@ def _opened(file: Path) -> safe_open:
 
 
 def _read_weights(
-    file: Path, config: TransformerConfig, values: Json, device: torch.device, dtype: torch.dtype | None
+    file: Path, config: TransformerConfig, values: families.Json, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own."""
     # Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file
@@ -285,12 +279,11 @@ def _read_weights(
     model = _on_meta(config, values, {name: sizes[there] for name, there in present.items()}, file)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     plan = families.layout(family, list(shapes))
-    planned = {stored.name for stored in plan}
-    present = _named_once(file, present, families.second_names(family, planned, tied=config.tied), tied=config.tied)
     wanted = {}
     for stored in plan:
         size = [sum(shapes[name][0] for name in stored.holds), *shapes[stored.holds[0]][1:]]
         wanted[stored.name] = size[::-1] if stored.transposed else size
+    present = _named_once(file, present, families.second_names(family, wanted, tied=config.tied), tied=config.tied)
     families.check_tensors(file, {name: sizes[there] for name, there in present.items()}, wanted, CONFIG, _MEND)
     for kind in kinds.values() if dtype is None else ():
         dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
@@ -304,7 +297,7 @@ def _read_weights(
     return model, state
 
 
-def _on_meta(config: TransformerConfig, values: Json, sizes: Mapping[str, list[int]], file: Path) -> LanguageModel:
+def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.Sizes, file: Path) -> LanguageModel:
     """The model without memory for its weights, with the heads whose tensors are among those of these sizes."""
     source = file.parent / CONFIG
     if config.n_layers > (n := len(sizes)):  # before a config that lies makes billions of layers
