@@ -39,9 +39,8 @@ class PublishedTokenizer(Tokenizer):
         if file.name == JSON_FILE:
             spec = json.loads(_library(file, data).to_str())  # with nothing left out
             marked = {token["content"] for token in spec["added_tokens"] if token["special"]}
-            vocabulary = spec["model"]["vocab"]  # a table, or a unigram model's list of pairs with scores
-            pieces = list(vocabulary) if isinstance(vocabulary, dict) else [piece for piece, _ in vocabulary]
-            roles = _role_tokens(said, marked or pieces)
+            vocabulary = dict(spec["model"]["vocab"])  # of a table, or a unigram model's list of pairs with scores
+            roles = _role_tokens(said, marked or vocabulary)
         else:
             pieces, marked = _lines(file, data), set[str]()
             roles = _role_tokens(said, pieces)
