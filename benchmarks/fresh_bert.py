@@ -1,10 +1,10 @@
-"""How a fresh BERT begins: as noise, seeing neighbours (nlpstack/model/neighbours.py), or what two texts share as well.
+"""How a fresh BERT begins: as noise, seeing neighbours, or what two texts share as well (nlpstack/model/bert_start.py).
 
     python benchmarks/fresh_bert.py
 
-Trains the recipe `bert` for a quarter of its steps from each start (the third has nlpstack/model/texts.py too, and is
-what the recipe does), with the same seed, data and order, and prints the held-out accuracy on hidden tokens, beside
-what guessing reaches, and on next sentences.
+Trains the recipe `bert` for a quarter of its steps from each start (the third is what the recipe does), with the same
+seed, data and order, and prints the held-out accuracy on hidden tokens, beside what guessing reaches, and on next
+sentences.
 """
 
 import argparse

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nlpstack.model.bert_start import see_neighbours, see_shared_tokens
 from nlpstack.model.heads import ALL_HEADS, HEADS, Head, Labels, MaskedLMHead, Pooler
 from nlpstack.model.meta import on_meta
-from nlpstack.model.neighbours import see_neighbours
-from nlpstack.model.texts import see_shared_tokens
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
 
@@ -43,18 +42,10 @@ class BERT(nn.Module):
         self.classifier = nn.Linear(config.dim, len(labels.names), bias=config.bias) if labels else None
 
     @classmethod
-    def create(
-        cls,
-        config: TransformerConfig,
-        *,
-        seed: int,
-        tokenizer: Any = None,
-        heads: Collection[Head] = HEADS,
-        labels: Labels | None = None,
-    ) -> "BERT":
-        """A model with fresh fp32 weights on the CPU, a pure function of config, heads, labels and seed."""
+    def create(cls, config: TransformerConfig, *, seed: int, **given: Any) -> "BERT":
+        """A model with fresh fp32 weights on the CPU, a pure function of `seed` and what the constructor is given."""
         with on_meta():
-            model = cls(config, tokenizer, heads=heads, labels=labels)
+            model = cls(config, **given)
         model.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         init_weights(model, n_layers=config.n_layers, generator=generator)
