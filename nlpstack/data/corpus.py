@@ -17,9 +17,7 @@ from nlpstack.errors import DataError
 class Survey:
     """What one pass over a stream of documents found."""
 
-    n_documents: int
     n_chars: int
-    n_bytes: int
     is_blank: bool  # nothing but white space
     sha256: str  # of the texts and of where documents end, however they are packed into files
     digests: np.ndarray = field(repr=False)  # uint64, one a document
@@ -28,13 +26,10 @@ class Survey:
 def survey(pieces: Iterator[Piece]) -> Survey:
     """Count and hash a stream of documents."""
     whole, document = hashlib.sha256(), hashlib.blake2b(digest_size=8)
-    n_chars = n_bytes = 0
-    is_blank = True
-    digests = array("Q")
+    n_chars, is_blank, digests = 0, True, array("Q")
     for text, last in pieces:
         data = text.encode("utf-8")
         n_chars += len(text)
-        n_bytes += len(data)
         is_blank = is_blank and not text.strip()
         whole.update(data)
         document.update(data)
@@ -42,14 +37,8 @@ def survey(pieces: Iterator[Piece]) -> Survey:
             whole.update(b"\xff")  # a byte that UTF-8 never holds
             digests.append(int.from_bytes(document.digest(), "little"))
             document = hashlib.blake2b(digest_size=8)
-    return Survey(
-        n_documents=len(digests),
-        n_chars=n_chars,
-        n_bytes=n_bytes,
-        is_blank=is_blank,
-        sha256=whole.hexdigest(),
-        digests=np.frombuffer(digests, dtype=np.uint64),
-    )
+    table = np.frombuffer(digests, dtype=np.uint64)
+    return Survey(n_chars=n_chars, is_blank=is_blank, sha256=whole.hexdigest(), digests=table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +56,8 @@ class Split:
     @property
     def key(self) -> str:
         """A hash of the split's text."""
-        parts = [self.survey.sha256, self.unit, str(self.start), str(self.stop)]
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+        whole = f"{self.survey.sha256}|{self.unit}|{self.start}|{self.stop}"
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     @property
     def digests(self) -> np.ndarray:
@@ -103,11 +92,10 @@ def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
     for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
-        if name in splits and other in splits:
-            digests = splits[name].digests
-            if double := int(np.isin(digests, splits[other].digests).sum()):
-                where = f"{'training' if other == 'train' else 'validation'} data"
-                note(f"{double:,} of {len(digests):,} {name} documents also stand, word for word, in the {where}")
+        digests = splits[name].digests if name in splits else np.array([])
+        if double := int(np.isin(digests, splits[other].digests).sum()):
+            where = f"{'training' if other == 'train' else 'validation'} data"
+            note(f"{double:,} of {len(digests):,} {name} documents also stand, word for word, in the {where}")
     return splits
 
 
@@ -125,9 +113,8 @@ def whole_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
 
 def cut_val(train: Split, share: float, note: Note) -> dict[str, Split]:
     """Train and val cut from one split: the last documents, or the end of the only one."""
-    found = train.survey
-    unit = "document" if found.n_documents > 1 else "char"
-    total = found.n_documents if unit == "document" else found.n_chars
+    n_documents = len(train.survey.digests)
+    unit, total = ("document", n_documents) if n_documents > 1 else ("char", train.survey.n_chars)
     cut = min(max(int(total * (1 - share) + 1e-9), 1), total - 1)
     if total < 2:
         raise DataError(f"{train.files[0]}: too short to cut a validation part from")
