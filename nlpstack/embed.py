@@ -2,9 +2,8 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nlpstack.data.batch import by_length, pad_rows
-from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, open_packed
+from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, json_text, mute, text_lines
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import check_output, write_bytes, writing
@@ -57,13 +56,13 @@ class Embeddings:
     pooling: str
     layer: int
     cut: Cut
-    mean_cosine: float | None  # of pairs of different lines, before z-scoring; None: there are no two
-    mean_cosine_zscored: float | None
-    n_pairs: int
-    zscore: ZScore | None
-    corpus_cut: Cut  # of the corpus that z-scores were fitted on
-    out: str | None
-    zscore_out: str | None  # where what was fitted is saved
+    mean_cosine: float | None = None  # of pairs of different lines, before z-scoring; None: there are no two
+    mean_cosine_zscored: float | None = None
+    n_pairs: int = 0
+    zscore: ZScore | None = None
+    corpus_cut: Cut = Cut()  # of the corpus that z-scores were fitted on
+    out: str | None = None
+    zscore_out: str | None = None  # where what was fitted is saved
 
 
 def embed(
@@ -81,46 +80,39 @@ def embed(
     options = options or EmbedOptions()
     path = Path(source) if isinstance(source, str | Path) else None
     corpus = None if options.zscore is None else Path(options.zscore)
-    saved = after = zscore_out = None
+    saved = None
     _check(options, path, corpus, out)
     with session(threads=options.threads or torch.get_num_threads(), deterministic=False):
         encoder = _Encoder(model, options)
         if corpus is not None and corpus.suffix.lower() == ".npz":  # refused before the work is done
             saved = read_zscore(corpus, encoder.model.config.dim, **encoder.about())
-        found = [one for block in encoder.blocks(_texts(path or source)) for one in block]
-        if not found:
+        rows = [one for block in encoder.blocks(_texts(path or source)) for one in block]
+        if not rows:
             raise DataError(f"{path}: is empty; write one text a line" if path else "there are no texts")
-        vectors: Vectors = found if options.pooling == "token" else np.stack(found)
-        del found  # or it would be held to the end
-        cut, encoder.cut, zscore = encoder.cut, Cut(), saved
+        vectors: Vectors = rows if options.pooling == "token" else np.stack(rows)
+        del rows  # or they would be held to the end
+        found = Embeddings(vectors=vectors, pooling=options.pooling, layer=encoder.layer, cut=encoder.cut, zscore=saved)
         if corpus is not None and saved is None:
-            is_known = path is not None and corpus.samefile(path)
+            encoder.cut, is_known = Cut(), path is not None and corpus.samefile(path)
             blocks = ([one] for one in vectors) if is_known else encoder.blocks(_texts(corpus))
-            zscore = fit_zscore(blocks, corpus, **encoder.about())
+            fitted = fit_zscore(blocks, corpus, **encoder.about())
+            found = replace(found, zscore=fitted, corpus_cut=encoder.cut)
     before, n_pairs = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
-    if zscore is not None:
-        vectors = zscore.apply(vectors)
+    found = replace(found, mean_cosine=before, n_pairs=n_pairs)
+    if found.zscore is not None:
+        vectors = found.zscore.apply(vectors)
         after, _ = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
+        found = replace(found, vectors=vectors, mean_cosine_zscored=after)
     if out is not None:
-        if zscore is not None and zscore is not saved:
-            zscore_out = f"{Path(out)}.zscore.npz"
-            with writing(Path(zscore_out)):
-                write_bytes(Path(zscore_out), npz_bytes(vars(zscore)))
+        found = replace(found, out=str(out))
+        if found.zscore is not None and found.zscore is not saved:
+            target = Path(f"{Path(out)}.zscore.npz")
+            found = replace(found, zscore_out=str(target))
+            with writing(target):
+                write_bytes(target, npz_bytes(vars(found.zscore)))
         with writing(Path(out)):
             write_bytes(Path(out), _packed(vectors))
-    return Embeddings(
-        vectors=vectors,
-        pooling=options.pooling,
-        layer=encoder.layer,
-        cut=cut,
-        mean_cosine=before,
-        mean_cosine_zscored=after,
-        n_pairs=n_pairs,
-        zscore=zscore,
-        corpus_cut=encoder.cut,
-        out=None if out is None else str(out),
-        zscore_out=zscore_out,
-    )
+    return found
 
 
 def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: str | Path | None) -> None:
@@ -149,8 +141,13 @@ def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: s
 
 def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each text behind the place where it stands; an empty one is an error, since rows are to match lines."""
-    listed = () if isinstance(source, Path) else ((f"text {number}", text) for number, text in enumerate(source, 1))
-    for where, text in _lines(source) if isinstance(source, Path) else listed:
+    bad_byte = "byte {start} of the line (0x{byte:02x}) is not UTF-8"
+    texts = text_lines(source, mute, bad_byte) if isinstance(source, Path) else source
+    as_json = isinstance(source, Path) and corpus_suffix(source) == ".jsonl"
+    for number, text in enumerate(texts, 1):
+        where = f"{source}:{number}" if isinstance(source, Path) else f"text {number}"
+        if as_json and text.strip():
+            text = json_text(where, text)
         if not text.strip():
             raise DataError(f"{where}: is empty, and each line becomes a row; remove the line or write a text")
         try:
@@ -158,31 +155,6 @@ def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         yield where, text
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    as_json = corpus_suffix(path) == ".jsonl"
-    with open_packed(path) as file:
-        for number, data in enumerate(file, 1):
-            where = f"{path}:{number}"
-            try:
-                line = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-            except UnicodeDecodeError as error:
-                fault = f"byte {error.start} of the line (0x{data[error.start]:02x}) is not UTF-8"
-                raise DataError(f"{where}: {fault}; convert the file to UTF-8") from error
-            if number == 1:
-                line = line.removeprefix("\ufeff")
-            yield where, _json_text(line, where) if as_json and line.strip() else line
-
-
-def _json_text(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise DataError(f"{where}: expected an object with a string 'text'")
-    return str(row["text"])
 
 
 class _Encoder:

@@ -230,40 +230,49 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
     rest = ""
     for block in blocks:
         *lines, rest = (rest + block).split("\n")
-        for line in lines:
-            yield line + "\n"
-    if rest:
-        yield rest
+        yield from (f"{line}\n" for line in lines)
+    yield rest
 
 
 def _read_jsonl(path: Path, note: Note) -> Iterator[Piece]:
-    wanted = "an object with a string 'text'"
-    for number, row in json_rows(path, note, wanted):
-        text = row.get("text")
-        if not isinstance(text, str):
-            raise DataError(f"{path}:{number}: expected {wanted}")
+    for number, line in enumerate(text_lines(path, note), 1):
+        if not line.strip():
+            continue
+        text = json_text(f"{path}:{number}", line)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(f"{path}:{number}: 'text' holds a lone surrogate at character {error.start}") from error
-        if not text:
+        if text:
+            yield from _mark_last(_cut_text(text))
+        else:
             note(f"{path}: has empty texts, which are left out (the first in line {number})")
-            continue
-        yield from _mark_last(_cut_text(text))
 
 
-def json_rows(path: Path, note: Note, wanted: str = "a JSON object") -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file and their lines' numbers, blank lines passed over; errors say what is `wanted`."""
+def json_text(where: str, line: str) -> str:
+    """The `text` of a line of JSON; DataError, naming the place, if it has none."""
+    wanted = "an object with a string 'text'"
+    text = _json_object(where, line, wanted).get("text")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: expected {wanted}")
+    return text
+
+
+def json_rows(path: Path, note: Note) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file and their lines' numbers, blank lines passed over."""
     for number, line in enumerate(text_lines(path, note), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected {wanted}")
-        yield number, row
+        if line.strip():
+            yield number, _json_object(f"{path}:{number}", line, "a JSON object")
+
+
+def _json_object(where: str, line: str, wanted: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected {wanted}")
+    return row
 
 
 def _cut_text(text: str) -> Iterator[str]:
@@ -278,16 +287,19 @@ def _cut_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def text_lines(path: Path, note: Note) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said."""
+def text_lines(path: Path, note: Note, fault: str = "not UTF-8 at byte {at}") -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said.
+
+    `fault` is how a bad byte is told: its place `at` in the file, `start` in the line, and the `byte` itself.
+    """
     offset = 0
     with open_packed(path) as file:
         for number, data in enumerate(file, 1):
             try:
                 line = data.decode("utf-8")
             except UnicodeDecodeError as error:
-                at = offset + error.start
-                raise DataError(f"{path}:{number}: not UTF-8 at byte {at}; convert the file to UTF-8") from error
+                told = fault.format(at=offset + error.start, start=error.start, byte=data[error.start])
+                raise DataError(f"{path}:{number}: {told}; convert the file to UTF-8") from error
             if number == 1 and line.startswith("\ufeff"):
                 note(f"{path}: begins with a byte-order mark, which is left out")
                 line = line[1:]
