@@ -1,7 +1,7 @@
 """What a model is trained and scored on: token rows of equal length, with their labels counted."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,8 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        values: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        changed["labels"] = {name: change(tensor) for name, tensor in self.labels.items()}
-        return Batch(**{**values, **changed})
+        changed: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, labels={name: change(tensor) for name, tensor in self.labels.items()}, **changed)
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> Tensor:
@@ -50,13 +48,11 @@ def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) 
     return torch.from_numpy(out)
 
 
-def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of rows of like length, longest first, in batches of at most `budget` tokens or of one row."""
-    batch: list[int] = []
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
+def by_length(lengths: Sequence[int] | np.ndarray, tokens: int = 0, *, rows: int = 0) -> Iterator[list[int]]:
+    """Numbers of rows of like length, longest first, in batches of `rows`, or of at most `tokens` or of one row."""
+    order: list[int] = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    start = 0
+    while start < len(order):
+        stop = start + (rows or max(1, tokens // max(1, lengths[order[start]])))
+        yield order[start:stop]
+        start = stop

@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from nlpstack.data.batch import Batch
+from nlpstack.data.batch import Batch, by_length
 
 Example = tuple[int, int]  # (epoch, index within it)
 _POOL = 200  # batches whose examples are sorted by length together
@@ -44,8 +44,8 @@ class Bucketed:
         assert (batch_size is None) != (batch_tokens is None)
         self.lengths, self.seed = np.asarray(lengths), seed
         self.n_examples = len(self.lengths)
-        self._rows, self._tokens = batch_size, batch_tokens
-        self.batch_size = min(self.n_examples, batch_size or max(1, (batch_tokens or 0) // int(self.lengths.min())))
+        self._rows, self._tokens = batch_size or 0, batch_tokens or 0
+        self.batch_size = min(self.n_examples, self._rows or max(1, self._tokens // int(self.lengths.min())))
         self._ends: list[int] = []  # the step after each epoch's last, of the epochs seen so far
         self._cached = lru_cache(1)(self.batches)  # of the epoch last asked for
         self._lock = Lock()  # the loader asks from a thread of its own
@@ -69,16 +69,11 @@ class Bucketed:
         """The batches of an epoch: shuffled, sorted by length within pools of some 200 batches, cut, shuffled."""
         rng = np.random.default_rng((self.seed, epoch, 1))
         order = rng.permutation(self.n_examples)
-        pool = _POOL * (self._rows or max(1, (self._tokens or 0) // max(1, int(self.lengths.mean()))))
+        pool = _POOL * (self._rows or max(1, self._tokens // max(1, int(self.lengths.mean()))))
         found: list[np.ndarray] = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
-            part = part[np.argsort(-self.lengths[part], kind="stable")]  # longest first: each batch's first row is it
-            at = 0
-            while at < len(part):
-                n = self._rows or max(1, (self._tokens or 0) // int(self.lengths[part[at]]))
-                found.append(part[at : at + n])
-                at += n
+            found += [part[batch] for batch in by_length(self.lengths[part], self._tokens, rows=self._rows)]
         return [found[i] for i in rng.permutation(len(found))]
 
     def padding(self) -> float:

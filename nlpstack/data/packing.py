@@ -20,17 +20,18 @@ class PackedBlocks:
             fault = f"a block is longer than the data, which has {len(shards):,} tokens"
             cure = f"set it to at most {max(n_targets, 1)} or give more text"
             raise DataError(f"model.max_seq_len={block_len}: {fault}; {cure}")
-        self.shards, self.block_len, self.seed = shards, block_len, seed
+        self.shards, self.block_len = shards, block_len
         # One block is given up, so that every epoch can cut at other places and still has the same number of blocks.
         self.n_blocks = max(1, n_targets // block_len - 1)
-        self._slack = min(n_targets - self.n_blocks * block_len, block_len - 1)
+        slack = min(n_targets - self.n_blocks * block_len, block_len - 1)
+        self._first = lru_cache(lambda epoch: int(np.random.default_rng((seed, epoch, 0)).integers(0, slack + 1)))
 
     def __len__(self) -> int:
         return self.n_blocks
 
     def block(self, epoch: int, index: int) -> np.ndarray:
         """Block `index` of an epoch: block_len + 1 tokens, int64."""
-        start = _first_start(self.seed, epoch, self._slack) + index * self.block_len
+        start = self._first(epoch) + index * self.block_len
         return self.shards.read(start, start + self.block_len + 1)
 
     def batch(self, examples: list[Example]) -> Batch:
@@ -45,8 +46,3 @@ class PackedBlocks:
             labels={"lm": torch.from_numpy(labels)},
             n_targets={"lm": int((labels != IGNORE_INDEX).sum())},
         )
-
-
-@lru_cache
-def _first_start(seed: int, epoch: int, slack: int) -> int:
-    return int(np.random.default_rng((seed, epoch, 0)).integers(0, slack + 1))
