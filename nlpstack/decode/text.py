@@ -100,19 +100,14 @@ class TextStream:
         self.stopped = False  # a stop string came; the text is complete
         self.text = ""  # all that came out
         self._held = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def copy(self) -> "TextStream":
-        """A stream that goes on from here on its own."""
-        other = copy(self)
-        other._decoder = copy(self._decoder)
-        return other
+        self._bytes = b""  # of an unfinished character
 
     def push(self, data: bytes, *, final: bool = False) -> str:
         """What these further bytes add to the text; with `final`, nothing is held back any longer."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(data, final)
+        text, n_decoded = codecs.utf_8_decode(self._bytes + data, "replace", final)
+        self._held, self._bytes = self._held + text, (self._bytes + data)[n_decoded:]
         found = [(start + len(stop), start) for stop in self.stop if (start := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
         size = min(found)[1] if found else len(self._held) - (0 if final else self._possible_stop())
@@ -150,7 +145,7 @@ class Text:
     def copy(self) -> "Text":
         """A text that goes on from here on its own."""
         other = copy(self)
-        other.stream, other.tokens, other.logprobs = self.stream.copy(), self.tokens.copy(), self.logprobs.copy()
+        other.stream, other.tokens, other.logprobs = copy(self.stream), self.tokens.copy(), self.logprobs.copy()
         return other
 
     def add(self, token: int) -> str:
