@@ -65,12 +65,8 @@ def attention(
         data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
     with writing(Path(out)):
         write_bytes(Path(out), data)
-    return AttentionResult(
-        out=str(out),
-        layers=list(pattern.layers),
-        heads=list(pattern.heads),
-        tokens=[report.token_label(token) for token in pattern.tokens],
-    )
+    labels = [report.token_label(token) for token in pattern.tokens]
+    return AttentionResult(out=str(out), layers=list(layers), heads=list(heads), tokens=labels)
 
 
 def _suffix(out: Path) -> str:
