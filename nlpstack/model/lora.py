@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,11 +104,10 @@ def add_lora(
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed or 0)
     for name, size in sizes.items():
-        parent, _, last = name.rpartition(".")
-        wrapped = LoRALinear(getattr(model.get_submodule(parent), last), config, size)
+        wrapped = LoRALinear(cast(nn.Linear, model.get_submodule(name)), config, size)
         if seed is not None:
             wrapped.init_weights(generator)
-        setattr(model.get_submodule(parent), last, wrapped)
+        model.set_submodule(name, wrapped)
     return list(sizes)
 
 
@@ -121,11 +120,10 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
 def merge_lora(model: nn.Module) -> None:
     """Put a plain layer in the place of each wrapped one; the sums are made in fp32."""
     for name, wrapped in adapters(model).items():
-        parent, _, last = name.rpartition(".")
         dtype = wrapped.base.weight.dtype
         wrapped.float()
         wrapped.base.weight.copy_(wrapped.merged())
-        setattr(model.get_submodule(parent), last, wrapped.base.to(dtype))
+        model.set_submodule(name, wrapped.base.to(dtype))
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
