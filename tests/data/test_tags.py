@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlpstack.data.tags import to_iob2
+from nlpstack.data.labelled import to_iob2
 from nlpstack.errors import DataError
 
 QUICK = settings(max_examples=200, deadline=None)  # deadlines fail on a busy machine
