@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,27 +108,17 @@ def restore_optimizers(
 ) -> None:
     """Put saved state back; raises CheckpointError if it is not that of these weights."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    homes = {
-        names[id(weight)]: (weight, group, optimizer.state)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for weight in group["params"]
-    }
-    for key, value in (numbers | tensors).items():
+    states: defaultdict[str, dict[str, Any]] = defaultdict(dict)  # weight -> entry -> value
+    for key, value in deepcopy(numbers | tensors).items():
         name, _, entry = key.rpartition(".")
-        index = int(entry) if entry.isdigit() else None
-        if index is not None:
-            name, _, entry = name.rpartition(".")
-        if name not in homes:
-            raise CheckpointError(f"the checkpoint's optimizer has state for '{name}', which this run does not train")
-        weight, group, state = homes[name]
-        if isinstance(value, Tensor):
-            # Only fused optimizers count their steps on the weight's device.
-            on_cpu = entry == "step" and not group.get("fused")
-            value = value.to("cpu" if on_cpu else weight.device, copy=True)
-        elif isinstance(value, list):
-            value = value.copy()  # its tensors are put into it below
-        if index is None:
-            state[weight][entry] = value
+        if entry.isdigit():  # a tensor of a list, which came with the numbers
+            name, _, whole = name.rpartition(".")
+            states[name][whole][int(entry)] = value
         else:
-            state[weight][entry][index] = value
+            states[name][entry] = value
+    for optimizer in optimizers:
+        weights = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+        state = {number: states.pop(name) for number, name in enumerate(weights) if name in states}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for name in states:
+        raise CheckpointError(f"the checkpoint's optimizer has state for '{name}', which this run does not train")
