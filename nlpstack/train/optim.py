@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from nlpstack.model.transformer import Block
 
@@ -26,6 +26,7 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
     "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
 }
+_FIRST_ORDER: dict[str, Any] = {kind.__name__.lower(): kind for kind in (SGD, Adagrad, RMSprop, Adam, AdamW)}
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 
@@ -169,17 +170,13 @@ def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config
         if (chosen := [parameter for parameter in parameters if matrix == (parameter.dim() >= 2)])
     ]
     kinds = {parameter.device.type for parameters in by_share.values() for parameter in parameters}
-    fused = kinds <= {"cpu", "cuda"}
-    if name == "sgd":
-        return torch.optim.SGD(groups, **_of(config, "lr", "momentum", "nesterov"), fused=fused)
-    if name == "adagrad":
-        return torch.optim.Adagrad(groups, **_of(config, "lr", "eps"), fused=kinds <= {"cpu"})
-    if name == "rmsprop":
-        return torch.optim.RMSprop(groups, **_of(config, "lr", "momentum", "alpha", "eps"))
-    betas: Any = (config.beta1, config.beta2)
-    if name == "adam":
-        return torch.optim.Adam(groups, **_of(config, "lr", "eps"), betas=betas, fused=fused)
-    return torch.optim.AdamW(groups, **_of(config, "lr", "eps"), betas=betas, fused=fused)
+    options = _of(config, *(OPTIONS[name].keys() - {"weight_decay", "clip", "beta1", "beta2"}))
+    if "beta1" in OPTIONS[name]:
+        options["betas"] = config.beta1, config.beta2
+    if name != "rmsprop":
+        options["fused"] = kinds <= ({"cpu"} if name == "adagrad" else {"cpu", "cuda"})
+    optimizer: Optimizer = _FIRST_ORDER[name](groups, **options)
+    return optimizer
 
 
 def line_search_step(optimizer: Optimizer, first_loss: float, evaluate: Callable[[], float]) -> bool:
