@@ -4,11 +4,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 
-class Reporter(Protocol):
-    """Where a command says what it does."""
+class Silent:
+    """Says nothing; what library calls use unless they are given another."""
 
     def say(self, text: str) -> None:
         """One line for the reader."""
@@ -18,15 +18,6 @@ class Reporter(Protocol):
 
     def close(self) -> None:
         """The loop is over."""
-
-
-class Silent:
-    """Says nothing; what library calls use unless they are given another."""
-
-    def say(self, *args: object, **named: object) -> None:
-        """Nothing."""
-
-    progress = close = say
 
 
 class Console:
@@ -63,6 +54,9 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+Reporter = Silent | Console  # where a command says what it does
 
 
 class MetricsLog:
