@@ -32,9 +32,9 @@ from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
 from nlpstack.tokenizer.proto import N_FIXED
 from nlpstack.train import runtime
-from nlpstack.train.flops import flops_per_token
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
 from nlpstack.train.runtime import Choices
+from nlpstack.train.trainer import flops_per_token
 
 STAGE = "pretrain"
 _PRINTABLE = 95  # characters of ASCII: what a vocabulary of characters is taken to hold where no text is at hand

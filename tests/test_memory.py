@@ -21,10 +21,10 @@ from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks import EvalConfig, TaskConfig
 from nlpstack.tasks.masked_lm import masked_loss
 from nlpstack.tasks.masked_rows import label_room
-from nlpstack.train.flops import flops_per_token
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig, load_run
 from nlpstack.train.runtime import Choices
+from nlpstack.train.trainer import flops_per_token
 
 GPT_LIKE = {"vocab_size": 500, "max_seq_len": 64, "dim": 64, "n_layers": 2, "n_heads": 4}
 LLAMA_LIKE = {

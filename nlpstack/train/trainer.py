@@ -20,7 +20,6 @@ from nlpstack.model.lora import trainable_state
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
-from nlpstack.train.flops import flops_per_token
 from nlpstack.train.log import MetricsLog, Reporter
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
 from nlpstack.train.run import TrainConfig
@@ -150,17 +149,12 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
-        *values, norm_value = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
-        updated = all(map(math.isfinite, (*values, norm_value))) and self._update(sum(values), micro_batches)
+        *values, size = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
+        updated = all(map(math.isfinite, (*values, size))) and self._update(sum(values), micro_batches)
         self.scaler.update()
-        report = StepReport(
-            step=self.state.step + 1,
-            losses=dict(zip(means, values, strict=True)),
-            lr=lr,
-            grad_norm=norm_value,
-            n_tokens=sum(batch.n_tokens for batch in micro_batches),
-            skipped=not updated,
-        )
+        step, losses = self.state.step + 1, dict(zip(means, values, strict=True))
+        n_tokens = sum(batch.n_tokens for batch in micro_batches)
+        report = StepReport(step=step, losses=losses, lr=lr, grad_norm=size, n_tokens=n_tokens, skipped=not updated)
         self._guard(report)
         return report
 
@@ -238,21 +232,12 @@ class Trainer:
         flops = flops_per_token(self.model, predicted=self.task.predicted_share)["training"]
         utilisation = speed * flops / self._peak_flops
         memory = runtime.peak_memory(self.device)
-        terms = report.losses if len(report.losses) > 1 else {}
-        self.log.write(
-            {
-                "step": report.step,
-                "loss": report.loss,
-                **{f"{name}_loss": value for name, value in terms.items()},
-                "lr": report.lr,
-                "grad_norm": report.grad_norm,
-                "tokens": self.state.tokens,
-                "tokens_per_second": round(speed, 1),
-                "utilisation": round(utilisation, 4),
-                "memory_bytes": memory,
-                "seconds": round(self.state.seconds, 3),
-            }
-        )
+        record = {"step": report.step, "loss": report.loss}
+        if len(report.losses) > 1:
+            record |= {f"{name}_loss": value for name, value in report.losses.items()}
+        record |= {"lr": report.lr, "grad_norm": report.grad_norm, "tokens": self.state.tokens}
+        record |= {"tokens_per_second": round(speed, 1), "utilisation": round(utilisation, 4)}
+        self.log.write({**record, "memory_bytes": memory, "seconds": round(self.state.seconds, 3)})
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
@@ -317,3 +302,16 @@ def frozen_hash(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def flops_per_token(model: LanguageModel, *, predicted: float = 1.0) -> dict[str, int]:
+    """FLOPs a token of the `forward` pass and of `training` (Chowdhery et al. 2022, PaLM, appendix B).
+
+    Forward: 2 a weight that multiplies, and attention over the whole context; training: three times that. `predicted`:
+    the share of tokens whose word is scored, of a BERT those hidden; what it makes of [CLS] alone is left out.
+    """
+    config = model.config
+    scoring = predicted * config.dim * (config.vocab_size + (0 if config.causal else config.dim))
+    blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
+    forward = round(2 * (blocks + scoring)) + 4 * config.n_layers * config.dim * config.max_seq_len
+    return {"forward": forward, "training": 3 * forward}
