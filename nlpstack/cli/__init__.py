@@ -5,26 +5,12 @@ import signal
 import sys
 import tempfile
 import traceback
+from importlib import import_module
 from shlex import join
 
 import click
 
 from nlpstack import __version__
-from nlpstack.cli.attention import attention_command
-from nlpstack.cli.completion import completion_command
-from nlpstack.cli.data import data_group
-from nlpstack.cli.doctor import doctor_command
-from nlpstack.cli.embed import embed_command
-from nlpstack.cli.eval import eval_command
-from nlpstack.cli.fill_mask import fill_mask_command
-from nlpstack.cli.finetune import finetune_command
-from nlpstack.cli.generate import generate_command
-from nlpstack.cli.info import info_command
-from nlpstack.cli.merge import merge_command
-from nlpstack.cli.predict import predict_command
-from nlpstack.cli.pretrain import pretrain_command
-from nlpstack.cli.recipes import recipes_command
-from nlpstack.cli.tokenizer import tokenizer_group
 from nlpstack.errors import NlpstackError
 
 USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
@@ -44,12 +30,11 @@ def main() -> None:
     """
 
 
-for command in (
-    *(pretrain_command, finetune_command, eval_command, predict_command, merge_command, generate_command),
-    *(fill_mask_command, embed_command, attention_command, tokenizer_group, data_group, recipes_command),
-    *(info_command, doctor_command, completion_command),
+for name in (
+    *("pretrain", "finetune", "eval", "predict", "merge", "generate", "fill_mask", "embed", "attention"),
+    *("tokenizer", "data", "recipes", "info", "doctor", "completion"),
 ):
-    main.add_command(command)
+    main.add_command(getattr(import_module(f"nlpstack.cli.{name}"), f"{name}_command"))
 
 
 def run() -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import echo_json, folder_option, make_reporter, output_options
+from nlpstack.cli.options import TASKS, echo, folder_option, make_reporter, output_options
 
 
 @click.group("data")
-def data_group() -> None:
+def data_command() -> None:
     """Look at data before training on it.
 
     \b
@@ -17,11 +17,9 @@ def data_group() -> None:
     """
 
 
-@data_group.command("check")
+@data_command.command("check")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option(
-    "--task", type=click.Choice(["classification", "ner", "generation"]), required=True, help="What it is for."
-)
+@click.option("--task", type=TASKS, required=True, help="What it is for.")
 @folder_option("--model", "Also count its tokens, those it does not know, and rows over its context.")
 @output_options
 def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
@@ -34,12 +32,9 @@ def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json:
     from nlpstack.prepare import check_data
 
     found = check_data(paths, task, model=model, note=make_reporter(quiet=quiet).say)
-    if as_json:
-        echo_json(found)
-        return
-    for name, split in found["splits"].items():
-        click.echo(f"{name}: {_described(split)}")
-    click.echo("\n".join(f"problem: {problem}" for problem in found["problems"]) or "no problems found")
+    lines = [f"{name}: {_described(split)}" for name, split in found["splits"].items()]
+    problems = [f"problem: {problem}" for problem in found["problems"]] or ["no problems found"]
+    echo(found, "\n".join(lines + problems), as_json=as_json)
 
 
 def _described(split: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import arguments, echo_json, folder_option, machine_options, output_options
+from nlpstack.cli.options import arguments, echo, folder_option, machine_options, output_options
 
 
 @click.command("doctor")
@@ -25,13 +25,9 @@ def doctor_command(out: str | None, full: bool, as_json: bool, quiet: bool, **gi
     from nlpstack.inspection import doctor
 
     found = doctor(out or ".", full=full, **arguments(given))
-    if as_json:
-        echo_json(found)
-        return
-    if not quiet:
-        for name, value in _rows(found):
-            click.echo(f"{name:<11}{value}")
-    click.echo("\n".join(f"problem: {problem}" for problem in found["problems"]) or "no problem found")
+    rows = [] if quiet else [f"{name:<11}{value}" for name, value in _rows(found)]
+    problems = [f"problem: {problem}" for problem in found["problems"]] or ["no problem found"]
+    echo(found, "\n".join(rows + problems), as_json=as_json)
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import arguments, echo_json, folder_option, machine_options, output_options
+from nlpstack.cli.options import arguments, echo, folder_option, machine_options, output_options
 
 
 @click.command("fill-mask")
@@ -26,14 +26,11 @@ def fill_mask_command(text: str, model: str, top_k: int, as_json: bool, **given:
     from nlpstack.predict import fill_mask
 
     guesses = fill_mask(model, text, top_k=top_k, **arguments(given))
-    if as_json:
-        echo_json([{name: getattr(one, name) for name in ("mask", "token", "probability", "id")} for one in guesses])
-        return
+    found = [{name: getattr(one, name) for name in ("mask", "token", "probability", "id")} for one in guesses]
     width = max(len(_on_a_line(one.token)) for one in guesses)
-    for n, one in enumerate(guesses):
-        if n and one.mask != guesses[n - 1].mask:
-            click.echo()
-        click.echo(f"{one.probability:.4f}  {_on_a_line(one.token):{width}}  {_on_a_line(one.text)}")
+    lines = [f"{one.probability:.4f}  {_on_a_line(one.token):{width}}  {_on_a_line(one.text)}" for one in guesses]
+    blocks = ["\n".join(lines[start : start + top_k]) for start in range(0, len(lines), top_k)]  # one a mask
+    echo(found, "\n\n".join(blocks), as_json=as_json)
 
 
 def _on_a_line(text: str) -> str:

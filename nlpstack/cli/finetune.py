@@ -4,17 +4,13 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_recipes, folder_option
+from nlpstack.cli.options import TASKS, complete_recipes, folder_option
 from nlpstack.cli.training import run_training, training_options
 
 
 @click.command("finetune")
 @click.argument("recipe", required=False, shell_complete=complete_recipes)
-@click.option(
-    "--task",
-    type=click.Choice(["classification", "ner", "generation"]),
-    help="What the model is to do; without RECIPE, its default recipe.",
-)
+@click.option("--task", type=TASKS, help="What the model is to do; without RECIPE, its default recipe.")
 @click.option("--lora", is_flag=True, help="Train adapters and what is new; the model itself stays as it is.")
 @folder_option("--model", "The model to adapt [default: the newest finished pretraining run under runs/].")
 @click.option(

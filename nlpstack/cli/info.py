@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_targets, echo_json, machine_options, output_options, set_option
+from nlpstack.cli.options import complete_targets, echo, machine_options, output_options, set_option
 
 
 @click.command("info")
@@ -29,11 +29,8 @@ def info_command(target: str, overrides: tuple[str, ...], as_json: bool, quiet: 
 
     flags = {f"train.{name}": given[name] for name in ("device", "threads") if given[name] is not None}
     found = info(target, overrides, flags=flags)
-    if as_json:
-        echo_json(found)
-        return
-    click.echo("\n".join(_lines(found)))
-    for note in () if quiet else found["notes"]:
+    echo(found, "\n".join(_lines(found)), as_json=as_json)
+    for note in () if quiet or as_json else found["notes"]:
         click.echo(note, err=True)
 
 

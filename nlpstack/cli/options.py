@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Option = Callable[[Any], Any]  # as click.option makes it: it decorates a command
 DTYPES = click.Choice(["fp32", "bf16", "fp16"])
+TASKS = click.Choice(["classification", "ner", "generation"])
 
 
 def together(*options: Option) -> Option:

@@ -12,7 +12,7 @@ tokenizer_option = partial(folder_option, "--tokenizer", "A tokenizer's, model's
 
 
 @click.group("tokenizer")
-def tokenizer_group() -> None:
+def tokenizer_command() -> None:
     """Train and use tokenizers.
 
     \b
@@ -21,7 +21,7 @@ def tokenizer_group() -> None:
     """
 
 
-@tokenizer_group.command("train")
+@tokenizer_command.command("train")
 @click.option("--data", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME.")
 @click.option("--vocab-size", type=int, help="Pieces in all [default: 8192; char: every character].")
 @click.option("--kind", type=click.Choice(["unigram", "bpe", "char"]), default="unigram")
@@ -45,7 +45,7 @@ def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
     echo(found, plain, as_json=given["as_json"])
 
 
-@tokenizer_group.command("encode")
+@tokenizer_command.command("encode")
 @tokenizer_option(required=True)
 @output_options
 def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
@@ -61,7 +61,7 @@ def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     echo({"ids": ids}, " ".join(map(str, ids)), as_json=as_json)
 
 
-@tokenizer_group.command("decode")
+@tokenizer_command.command("decode")
 @tokenizer_option(required=True)
 @output_options
 def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> None:
@@ -79,7 +79,7 @@ def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     echo({"text": text}, text.encode("utf-8"), as_json=as_json, nl=False)
 
 
-@tokenizer_group.command("inspect")
+@tokenizer_command.command("inspect")
 @click.argument("folder", required=False, shell_complete=complete_folders)
 @tokenizer_option()
 @click.option("--text", help="Show how this text is cut.")
