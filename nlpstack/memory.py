@@ -3,9 +3,9 @@
 import copy
 import resource
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,23 +33,19 @@ _STEP_HELD, _VALIDATION_HELD, _ROOM = 1.4, 3.0, 0.6
 _FIRST_USE = 32 << 20  # what the smallest of runs adds: kernels, threads, corpus and tokenizer; measured too
 
 
-def _bytes(says: str) -> Any:
-    return field(metadata={"says": says})
-
-
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Bytes of an eager run by what they are for; they are not all held at once, and `peak` is the most that are."""
 
-    weights: int = _bytes("fp32")
-    gradients: int = _bytes("fp32; not held while activations are, but for micro-batches")
-    optimizer: int = _bytes("its state")
-    activations: int = _bytes("of a micro-batch, kept for the backward pass")
-    workspace: int = _bytes("for a moment: logits of a chunk, gradients in a block")
-    validation: int = _bytes("of one of its batches, which keep nothing for a backward pass")
-    process: int = _bytes("Python, torch and libraries; not on a GPU, whose memory they do not take")
-    allocator: int = _bytes("freed and not used again at the peak; not on a GPU")
-    peak: int = _bytes("the most that is held at once")
+    weights: Annotated[int, "fp32"]
+    gradients: Annotated[int, "fp32; not held while activations are, but for micro-batches"]
+    optimizer: Annotated[int, "its state"]
+    activations: Annotated[int, "of a micro-batch, kept for the backward pass"]
+    workspace: Annotated[int, "for a moment: logits of a chunk, gradients in a block"]
+    validation: Annotated[int, "of one of its batches, which keep nothing for a backward pass"]
+    process: Annotated[int, "Python, torch and libraries; not on a GPU, whose memory they do not take"]
+    allocator: Annotated[int, "freed and not used again at the peak; not on a GPU"]
+    peak: Annotated[int, "the most that is held at once"]
 
 
 def kv_cache_bytes(config: TransformerConfig, dtype: str = "fp32") -> int:

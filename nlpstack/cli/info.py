@@ -1,7 +1,7 @@
 """`nlpstack info`."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -38,7 +38,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     """The report, a figure a line."""
     from nlpstack.memory import MemoryEstimate
 
-    says = {part.name: part.metadata["says"] for part in fields(MemoryEstimate)}
+    says = {part.name: get_args(part.type)[1] for part in fields(MemoryEstimate)}
     shape, count, flops = found["shape"], found["parameters"], found["flops_per_token"]
     rule, cache = count["rule_12_l_d2"], found["kv_cache_bytes_per_token"]
     rows = [
