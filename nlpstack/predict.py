@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from nlpstack.hub import load_model
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.start import frame, open_model
 from nlpstack.tasks import Generation, LabelledTask, TaskConfig, labelled_task, labelled_task_of
-from nlpstack.tokenizer import Tokenizer
 from nlpstack.train.run import read_record
 from nlpstack.train.runtime import resolve_device, session
 
@@ -64,15 +63,10 @@ def fill_mask(
         tokens = probabilities[:, :size]
         best, ids = (found[:, :top_k].tolist() for found in tokens.sort(dim=1, descending=True, stable=True))
     return [
-        Guess(
-            mask=mask,
-            token=_spelled(tokenizer, token),
-            probability=probability,
-            id=token,
-            text=_filled(parts, mask, token, tokenizer),
-        )
+        Guess(mask=mask, token=spelled, probability=probability, id=token, text=text)
         for mask in range(len(masks))
         for probability, token in zip(best[mask], ids[mask], strict=True)
+        for spelled, text in [_filled(parts, mask, token, tokenizer)]
     ]
 
 
@@ -129,20 +123,16 @@ def _probabilities(model: BERT, row: list[int], masks: list[int]) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
 
 
-def _spelled(tokenizer: Tokenizer, token: int) -> str:
-    """A token as its tokenizer spells it: `[SEP]` and `##ing` as they are, other pieces without a space before them."""
-    text, piece = tokenizer.token_bytes(token).decode(errors="replace"), tokenizer.piece(token)
-    return piece if token in tokenizer.special_ids or piece == f"##{text}" else text.strip() or text
-
-
-def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> str:
+def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> tuple[str, str]:
+    """A token as its tokenizer spells it, without a space before it, and the text with it in place of the mask."""
     before, after = (str(tokenizer.mask_token).join(side) for side in (parts[: mask + 1], parts[mask + 1 :]))
-    text, spelled = tokenizer.token_bytes(token).decode(errors="replace"), _spelled(tokenizer, token)
-    if token in tokenizer.special_ids:
-        return before + spelled + after
-    if spelled != text and spelled == f"##{text}":  # it goes on with the word before it
-        before = before.rstrip()
-    return f"{before}{text if before else text.lstrip()}{after}"
+    text, piece = tokenizer.token_bytes(token).decode(errors="replace"), tokenizer.piece(token)
+    if token in tokenizer.special_ids:  # `[SEP]`
+        return piece, before + piece + after
+    spelled = text.strip() or text
+    if piece == f"##{text}":  # it goes on with the word before it
+        before, spelled = before.rstrip(), piece
+    return spelled, f"{before}{text if before else text.lstrip()}{after}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,54 +173,43 @@ def predict(
             yield from _results(task, ready, chunk, options, lambda line: note(f"{path}: {line}"))
 
 
-class _Input(NamedTuple):
-    """An example without labels and, of a sentence cut into words here, its text and the words' places."""
-
-    example: Any
-    text: str = ""
-    starts: tuple[int, ...] = ()
-
-
-def _inputs(path: Path, task: str, note: Note) -> Iterator[_Input]:
-    """The inputs of a file one by one; raises DataError with file and line."""
+def _inputs(path: Path, task: str, note: Note) -> Iterator[tuple[Any, str]]:
+    """Examples of a file, without labels, one by one, each beside its text if it is cut into words here."""
     kinds = (".txt", *labelled.SUFFIXES_OF[task])
     if corpus_suffix(path, kinds) is None:
         raise DataError(f"{path}: not a kind of file read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}")
     if corpus_suffix(path, [".txt"]):
         for number, line in enumerate(text_lines(path, note), 1):
-            yield _text_input(f"{path}:{number}", labelled.text_field(f"{path}:{number}", {"text": line}, "text"), task)
+            where = f"{path}:{number}"
+            text = labelled.text_field(where, {"text": line}, "text")
+            if task == "ner":
+                yield labelled.TaggedExample(where, tuple(_WORD.findall(text)), None), text
+            elif task == "generation":
+                yield labelled.PromptExample(where, text, None, ()), ""
+            else:
+                yield labelled.TextExample(where, text, None, None), ""
     elif task == "ner":
         for number, words, _ in labelled.tagged_rows(path, note):
-            yield _Input(labelled.TaggedExample(f"{path}:{number}", words, None))
+            yield labelled.TaggedExample(f"{path}:{number}", words, None), ""
     elif task == "generation":
         for number, row in json_rows(path, note):
-            yield _Input(labelled.prompt_of(f"{path}:{number}", row, labelled=False))
+            yield labelled.prompt_of(f"{path}:{number}", row, labelled=False), ""
     else:
         for where, row in labelled.table_rows(path, note):
             names = ("text_a", "text_b") if "text_a" in row else ("text",)
             texts = (*(labelled.text_field(where, row, one) for one in names), None)
-            yield _Input(labelled.TextExample(where, texts[0], texts[1], None))
-
-
-def _text_input(where: str, text: str, task: str) -> _Input:
-    if task == "classification":
-        return _Input(labelled.TextExample(where, text, None, None))
-    if task == "generation":
-        return _Input(labelled.PromptExample(where, text, None, ()))
-    found = list(_WORD.finditer(text))
-    words, starts = tuple(one[0] for one in found), tuple(one.start() for one in found)
-    return _Input(labelled.TaggedExample(where, words, None), text, starts)
+            yield labelled.TextExample(where, texts[0], texts[1], None), ""
 
 
 @torch.inference_mode()
 def _results(
-    task: LabelledTask, model: LanguageModel, chunk: list[_Input], options: PredictOptions, note: Note
+    task: LabelledTask, model: LanguageModel, chunk: list[tuple[Any, str]], options: PredictOptions, note: Note
 ) -> Iterator[dict[str, Any]]:
-    examples = [one.example for one in chunk]
+    examples = [example for example, _ in chunk]
     if isinstance(task, Generation):
         yield from ({"text": text} for text in task.write(model, [e.prompt for e in examples], options.sampling))
         return
     rows = task.encode(examples, f"of the next {len(chunk):,} inputs", note)
-    texts = {number: (one.text, one.starts) for number, one in enumerate(chunk) if one.starts}
+    texts = {n: (text, tuple(m.start() for m in _WORD.finditer(text))) for n, (_, text) in enumerate(chunk) if text}
     found = dict(task.results(model, rows, options.batch_tokens, texts))
     yield from (found[number] for number in range(len(chunk)))
