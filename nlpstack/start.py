@@ -81,10 +81,7 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
         if asked != given:
             raise ConfigError(f"{setter}: {key}={asked}, but {source} has {given}; leave it out")
     shape = replace(start.config, dropout=run.config.model.dropout)
-    origin = {key: value for key, value in resolved.origin.items() if not key.startswith("model.")}
-    origin.update((f"model.{name}", source) for name in asdict(shape) if name != "dropout")
-    if "model.dropout" in resolved.origin:
-        origin["model.dropout"] = resolved.origin["model.dropout"]
+    origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
     run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
     check_task(run)
