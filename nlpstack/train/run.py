@@ -4,8 +4,8 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, get_type_hints
@@ -173,8 +173,8 @@ def _misfit(run: Run, key: str, cure: str) -> ConfigError:
     return ConfigError(f"{run.resolved.origin.get(key, run.name)}: {key}={value}: {cure}")
 
 
-class RunFolder(AbstractContextManager["RunFolder"]):
-    """A run's folder with its one writer's lock; `with` holds the lock."""
+class RunFolder:
+    """A run's folder and what stands in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -182,18 +182,23 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.log = MetricsLog(path / "metrics.jsonl")
         self.model = path / "model"
         self.record: dict[str, Any] = {}  # config.toml as it stands
-        self._lock: IO[str] | None = None
-        self._is_new = not path.exists()
 
     @classmethod
-    def open(cls, path: Path, *, resume: bool, overwrite: bool) -> "RunFolder":
-        """Take the folder of a new run, or of one to go on with; what stands there stays until `clear`."""
+    @contextmanager
+    def open(cls, path: Path, *, resume: bool, overwrite: bool) -> Iterator["RunFolder"]:
+        """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
         cls.check(path, resume=resume, overwrite=overwrite)
-        folder = cls(path)
-        folder._take_lock()
-        if resume and (path / "config.toml").exists():
-            folder.record = read_record(path)
-        return folder
+        folder, is_new = cls(path), not path.exists()
+        with _take_lock(path):
+            try:
+                if resume and (path / "config.toml").exists():
+                    folder.record = read_record(path)
+                yield folder
+            finally:
+                if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left
+                    (path / ".lock").unlink()
+                    if is_new:
+                        path.rmdir()
 
     @staticmethod
     def check(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -215,23 +220,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if results and resume and "config.toml" not in entries:
             raise CheckpointError(f"{path}: a run without its config.toml, so it cannot go on; --overwrite replaces it")
 
-    def _take_lock(self) -> None:
-        lock = self.path / ".lock"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(lock, "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written ({error.strerror}); give another --out") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(lock)):
-                raise FileExistsError(lock)  # its last owner has taken it away, and another has made one of its own
-        except OSError as error:
-            self._lock.close()
-            fault = "another process is writing this run"
-            raise ConfigError(f"{self.path}: {fault}; wait for it or give another --out") from error
-        remove_leftovers(self.path)
-
     def clear(self) -> None:
         """Delete the run that stands here: at step 0 of the one that replaces it, when nothing can be refused now."""
         for name in RUN_ENTRIES:
@@ -240,14 +228,6 @@ class RunFolder(AbstractContextManager["RunFolder"]):
                 shutil.rmtree(entry)
             elif name != ".lock":
                 entry.unlink(missing_ok=True)
-
-    def __exit__(self, *error: object) -> None:
-        assert self._lock is not None
-        if os.listdir(self.path) == [".lock"]:  # the start failed, so nothing of it is left
-            (self.path / ".lock").unlink()
-            if self._is_new:
-                self.path.rmdir()
-        self._lock.close()
 
     def write_record(self, run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
         """Write config.toml: every value, where it came from, and what the run settled at step 0."""
@@ -277,6 +257,24 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return Choices(**made) if made else None
         except TypeError as error:
             raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """The lock file of a run's folder, which holds the lock as long as it is open."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(path / ".lock")):
+            raise FileExistsError(lock.name)  # its last owner has taken it away, and another has made one of its own
+    except OSError as error:
+        lock.close()
+        raise ConfigError(f"{path}: another process is writing this run; wait for it or give another --out") from error
+    remove_leftovers(path)
+    return lock
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
