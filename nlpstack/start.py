@@ -7,7 +7,7 @@ from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import standing
 from nlpstack.hub import load_model
 from nlpstack.model import GPT, LanguageModel
-from nlpstack.train.run import Run, check_task, read_record, read_results
+from nlpstack.train.run import Run, check_sections, read_record, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
 
@@ -84,5 +84,5 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
     origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
     run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
-    check_task(run)
+    check_sections(run)
     return run

@@ -49,7 +49,13 @@ def find_recipe(name_or_path: str, stage: str | None = None) -> Path:
     if found:
         choices = " or ".join(f"'{recipe.full_name}'" for recipe in found)
         raise ConfigError(f"'{name_or_path}' is the name of {len(found)} recipes; say {choices}")
-    raise ConfigError(_not_found(name_or_path, stage, recipes))
+    what = f"no {stage + ' ' if stage else ''}recipe is called '{name_or_path}'"
+    if name_or_path.endswith(".toml"):
+        what = f"there is no file '{name_or_path}', and no recipe of that name"
+    keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
+    hint = did_you_mean(name_or_path.removesuffix(".toml"), keys) or did_you_mean(path.stem, keys) or ";"
+    there = ", ".join(recipe.full_name for recipe in recipes) or "none"
+    raise ConfigError(f"{what}{hint} there are: {there}")
 
 
 def _stage_root() -> Path:
@@ -61,13 +67,3 @@ def _stage_root() -> Path:
 def _summary(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
-
-
-def _not_found(wanted: str, stage: str | None, recipes: list[Recipe]) -> str:
-    if wanted.endswith(".toml"):
-        what = f"there is no file '{wanted}', and no recipe of that name"
-    else:
-        what = f"no {stage + ' ' if stage else ''}recipe is called '{wanted}'"
-    keys = sorted({key for recipe in recipes for key in (recipe.name, recipe.full_name)})
-    hint = did_you_mean(wanted.removesuffix(".toml"), keys) or did_you_mean(Path(wanted).stem, keys) or ";"
-    return f"{what}{hint} there are: {', '.join(recipe.full_name for recipe in recipes) or 'none'}"

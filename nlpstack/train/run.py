@@ -119,8 +119,7 @@ def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Seque
     path = find_recipe(recipe, stage)
     resolved = resolve(path, SECTIONS, flags, overrides)
     run = Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
-    _check_exact_loss(run)
-    check_task(run)
+    check_sections(run)
     return run
 
 
@@ -133,9 +132,10 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def check_task(run: Run) -> None:
-    """Raise ConfigError where the model's shape and the task do not go together."""
-    model, task, origin = run.config.model, run.config.task, run.resolved.origin
+def check_sections(run: Run) -> None:
+    """Raise ConfigError where values of two sections do not go together."""
+    config, origin = run.config, run.resolved.origin
+    model, task = config.model, config.task
     used = USED_BY.get(task.name or ("causal_lm" if model.causal else "masked_lm"), ())
     # A value that is the default says nothing: the record of a run has them all.
     for key, setter in origin.items():
@@ -144,33 +144,22 @@ def check_task(run: Run) -> None:
             what = f"the task {task.name}" if task.name else "a GPT (model.causal=true)" if model.causal else "a BERT"
             owners = ["of a BERT" if owner == "masked_lm" else owner for owner, keys in USED_BY.items() if name in keys]
             raise ConfigError(f"{setter}: {key}: {', '.join(owners)}; {what} has no such choice")
-    if task.name or model.causal:
-        return
-    for key in ("window", "stride"):
-        if getattr(run.config.eval, key):
-            raise _misfit(run, f"eval.{key}", "of a GPT; a BERT is scored in rows of its context")
-    shortest = 5 if task.nsp else 3
-    if task.nsp and model.n_segments < 2:
-        raise _misfit(run, "model.n_segments", "pairs of texts need 2, or task.nsp=false")
-    if model.max_seq_len < shortest:
-        raise _misfit(run, "model.max_seq_len", f"too short for a row with its marks; at least {shortest}")
-
-
-def _check_exact_loss(run: Run) -> None:
-    """Raise ConfigError for what would make two losses of the same weights differ, where an optimizer compares them."""
-    config = run.config
-    fault = f"too noisy for the line searches of {config.optim.name}; use"
-    if config.optim.full_batch and config.model.dropout > 0:
-        raise _misfit(run, "model.dropout", f"{fault} model.dropout=0")
-    if config.optim.full_batch and config.train.dtype not in ("auto", "fp32"):
-        raise _misfit(run, "train.dtype", f"{fault} train.dtype=fp32")
-
-
-def _misfit(run: Run, key: str, cure: str) -> ConfigError:
-    """The error for a value that does not go with the values of other sections."""
-    section, _, name = key.partition(".")
-    value = getattr(getattr(run.config, section), name)
-    return ConfigError(f"{run.resolved.origin.get(key, run.name)}: {key}={value}: {cure}")
+    exact, masked = config.optim.full_batch, not task.name and not model.causal
+    noisy = f"too noisy for the line searches of {config.optim.name}; use"
+    windows, shortest = "of a GPT; a BERT is scored in rows of its context", 5 if task.nsp else 3
+    short = f"too short for a row with its marks; at least {shortest}"
+    for wrong, key, cure in (
+        (exact and model.dropout > 0, "model.dropout", f"{noisy} model.dropout=0"),
+        (exact and config.train.dtype not in ("auto", "fp32"), "train.dtype", f"{noisy} train.dtype=fp32"),
+        (masked and config.eval.window, "eval.window", windows),
+        (masked and config.eval.stride, "eval.stride", windows),
+        (masked and task.nsp and model.n_segments < 2, "model.n_segments", "pairs of texts need 2, or task.nsp=false"),
+        (masked and model.max_seq_len < shortest, "model.max_seq_len", short),
+    ):
+        if wrong:
+            section, _, name = key.partition(".")
+            value = getattr(getattr(config, section), name)
+            raise ConfigError(f"{origin.get(key, run.name)}: {key}={value}: {cure}")
 
 
 class RunFolder:
