@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nlpstack.config import build
 from nlpstack.data import labelled
@@ -56,7 +55,10 @@ def fill_mask(
             raise ConfigError(f"top_k={top_k}: must be at least 1, and at most {size:,}, the vocabulary")
         parts = _parts(text, tokenizer)
         row, masks = _row(parts, tokenizer, ready.config.max_seq_len)
-        probabilities = _probabilities(ready, row, masks)  # (M, V)
+        with evaluating(ready), torch.inference_mode():
+            hidden = ready(torch.tensor([row], device=ready.transformer.tokens.weight.device))  # (1, T, D)
+            logits = ready.mlm_logits(hidden[0, masks])  # (M, D) -> (M, V)
+        probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)  # (M, V)
         if not bool(torch.isfinite(probabilities).all()):
             raise ModelError(f"{name}: its logits are not finite, so its weights are broken")
         # Where the vocabulary was rounded up, ids beyond the tokenizer's are no tokens. Of equal ones the lowest wins.
@@ -112,15 +114,6 @@ def _row(parts: list[str], tokenizer: Any, context: int) -> tuple[list[int], lis
         holds = f"the model's context holds {context:,} (max_seq_len)"
         raise DataError(f"the text has {len(row):,} tokens with the special ones around it, {holds}; shorten it")
     return row, masks
-
-
-@torch.inference_mode()
-def _probabilities(model: BERT, row: list[int], masks: list[int]) -> Tensor:
-    """Softmax over the vocabulary at each of the places: (M, V), in fp32 or wider."""
-    tokens = torch.tensor([row], device=model.transformer.tokens.weight.device)
-    with evaluating(model):
-        logits = model.mlm_logits(model(tokens)[0, masks])  # (1, T, D) -> (M, D) -> (M, V)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
 
 
 def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> tuple[str, str]:
