@@ -16,7 +16,7 @@ from nlpstack.data.readers import DataConfig, Note, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
-from nlpstack.tasks import LabelledTask, TaskConfig, task_on
+from nlpstack.tasks import TaskConfig, task_on
 from nlpstack.tasks.corpus import make_tokenizer
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
@@ -103,16 +103,11 @@ def check_data(
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
         made = task_on(train, ready.tokenizer, ready.config, loose, mute)
         for name, examples in splits.items():
-            readable = [example for example in examples if known.issuperset(classes_of(example))]
-            report[name] |= _tokens(name, readable, made, problems)
+            readable: list[Any] = [example for example in examples if known.issuperset(classes_of(example))]
+            rows = made.encode(readable, name, problems.append)  # rows over the context are a problem
+            sizes = np.array(rows.lengths, dtype=np.int64)
+            n, longest, mean = int(sizes.sum()), int(sizes.max(initial=0)), float(sizes.mean()) if len(sizes) else 0.0
+            if unknown := rows.count(made.tokenizer.unk_id):
+                problems.append(f"{name}: {unknown:,} of {n:,} tokens are of characters the tokenizer does not know")
+            report[name] |= {"tokens": n, "longest": longest, "mean": mean, "unknown": unknown}
     return {"task": task, "splits": report, "problems": problems}
-
-
-def _tokens(name: str, examples: Sequence[Any], task: LabelledTask, problems: list[str]) -> dict[str, Any]:
-    """Tokens of a split's rows; what encoding them has to say of rows over the context is a problem."""
-    rows = task.encode(examples, name, problems.append)
-    sizes = np.array(rows.lengths, dtype=np.int64)
-    if unknown := rows.count(task.tokenizer.unk_id):
-        problems.append(f"{name}: {unknown:,} of {sizes.sum():,} tokens are of characters the tokenizer does not know")
-    mean = float(sizes.mean()) if len(sizes) else 0.0
-    return {"tokens": int(sizes.sum()), "longest": int(sizes.max(initial=0)), "mean": mean, "unknown": unknown}
