@@ -63,10 +63,7 @@ def _whole_lines(path: str, *, resume: bool) -> int:
         return 0
     if not resume:
         raise ConfigError(f"--out {path}: exists; --resume goes on behind its lines, or give another name")
-    n_lines = length = 0
     with open(path, "rb+") as opened:
-        for line in opened:
-            if line.endswith(b"\n"):
-                n_lines, length = n_lines + 1, length + len(line)
-        opened.truncate(length)
-    return n_lines
+        lengths = [len(line) for line in opened if line.endswith(b"\n")]
+        opened.truncate(sum(lengths))
+    return len(lengths)
