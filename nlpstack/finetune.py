@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nlpstack.baselines import labelled_baselines
 from nlpstack.data.labelled import labelled_splits, load_labelled, split_key
 from nlpstack.data.loader import Bucketed
 from nlpstack.data.readers import Note
@@ -105,7 +106,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
         first_loss=None,
         write_samples=lambda: _samples(task, model, val, run),
         keep_best=True,
-        baselines=lambda: {"majority": found} if (found := task.majority(splits["train"], splits["val"])) else {},
+        baselines=lambda: labelled_baselines(task, splits["train"], val.examples, learn=False),
         hashes={
             "tokenizer": task.tokenizer.hash,
             "model": base[1],

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nlpstack import __version__
+from nlpstack.baselines import SHOWN
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Bucketed, Example, Loader, Order
 from nlpstack.data.readers import Note
@@ -23,6 +24,7 @@ from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
 from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.memory import describe_memory, estimate_memory
+from nlpstack.metrics import Metric, compute
 from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
@@ -81,7 +83,7 @@ class Material:
     first_loss: float | None  # nats; what fresh weights should give
     write_samples: Callable[[], list[dict[str, str]]]  # texts to look at, made at each validation
     keep_best: bool = False  # the model is that of the best validation, not of the last step
-    baselines: Callable[[], dict[str, dict[str, float]]] = dict  # name -> scores of guessing, beside the final ones
+    baselines: Callable[[], dict[str, Metric]] = dict  # name -> what guessing gets, beside the final scores
     hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
     facts: dict[str, str] = field(default_factory=dict)  # for the model card
     start: str = ""  # the model whose weights the run began with
@@ -163,7 +165,7 @@ class Job:
         model = material.model.to(device)
         model.transformer.train_attention = choices.attention
         model.transformer.checkpoint_activations = config.train.activation_checkpointing
-        val_config = replace(config.eval, resamples=0)  # intervals come with the last scores
+        val_config = replace(config.eval, resamples=0, new_tokens=0)  # intervals come with the last scores
 
         def validate() -> dict[str, Any]:
             scores = evaluate(model, material.task, material.val, val_config, device=device, dtype=choices.dtype)
@@ -257,7 +259,8 @@ class Job:
             self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
         self._write_model(trainer, material)
         dtype = trainer.choices.dtype
-        scores = evaluate(model, task, material.val, self.config.eval, device=trainer.device, dtype=dtype)
+        config = replace(self.config.eval, new_tokens=0)
+        scores = evaluate(model, task, material.val, config, device=trainer.device, dtype=dtype)
         result = RunResult(
             out=str(folder.path),
             model=str(folder.model),
@@ -270,8 +273,11 @@ class Job:
             parameters=count_parameters(model),
             weights=weights_hash(folder.model),
         )
-        baselines = material.baselines()
-        for name, values in baselines.items():
+        baselines: dict[str, dict[str, float]] = {}
+        for name, guess in material.baselines().items():
+            found = compute(guess, "", n_resamples=0, seed=0)
+            shown = [one for one in SHOWN if one in found] or ["loss"]
+            values = baselines[name] = {one: found[one].value for one in shown}
             self.say(f"baseline {name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
             for metric, value in values.items():
                 own, sign = scores[metric].value, -1 if metric.endswith("loss") else 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nlpstack.baselines import masked_token_baselines
+from nlpstack.baselines import masked_baselines
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.loader import Shuffled
 from nlpstack.data.packing import PackedBlocks
@@ -130,7 +130,7 @@ def _masked_material(
         val=val,
         first_loss=first_loss if start is None else None,
         write_samples=lambda: task.write(model, prompts),
-        baselines=lambda: masked_token_baselines(
+        baselines=lambda: masked_baselines(
             learned, (scored.batch for scored in task.eval_batches(model, val, config.eval) if not scored.alone)
         ),
     )

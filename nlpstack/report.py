@@ -38,7 +38,7 @@ def can_draw() -> bool:
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """matplotlib in its own colours whatever the user's settings are, and silent; put back afterwards."""
     # It warns where the home folder cannot hold its list of fonts and when it makes it; neither changes a picture.
     logger = logging.getLogger("matplotlib")
@@ -53,7 +53,8 @@ def _drawing() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _png(figure: "Figure", **options: Any) -> bytes:
+def png(figure: "Figure", **options: Any) -> bytes:
+    """A figure as the bytes of a PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None}, **options)
     return file.getvalue()
@@ -96,12 +97,12 @@ def loss_picture(run: str | Path) -> bytes:
     curves = loss_curves(run / "metrics.jsonl")
     scores = (read_results(run) or {}).get("run", {}).get("val", {})
     last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
-    with _drawing():
+    with drawing():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
         title = f"{run.resolve().name}{last}"
-        unknown = _use_fonts_for(title)
+        unknown = use_fonts_for(title)
         figure = Figure(figsize=(8, 5), dpi=100)
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         figure.subplots_adjust(left=0.1, right=0.97, top=0.92, bottom=0.1, hspace=0.08)
@@ -117,7 +118,7 @@ def loss_picture(run: str | Path) -> bytes:
         losses.legend(loc="upper right")
         rates.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
         rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _png(figure)
+        return png(figure)
 
 
 def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
@@ -182,8 +183,8 @@ def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
 
 def attention_picture(pattern: AttentionPattern) -> bytes:
     """A PNG of one map with its tokens, of several side by side, or of layers x heads without tokens."""
-    with _drawing():
-        return _png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
+    with drawing():
+        return png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def _attention_figure(pattern: AttentionPattern) -> "Figure":
@@ -200,7 +201,7 @@ def _attention_figure(pattern: AttentionPattern) -> "Figure":
     title = f"{pattern.model}: {shared or 'all layers and heads'}"
     labels = [token_label(token) for token in pattern.tokens]
     labels = [label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…" for label in labels]
-    unknown = _use_fonts_for("".join(labels) + title)
+    unknown = use_fonts_for("".join(labels) + title)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     for number, weights in enumerate(pattern.weights.reshape(-1, n_tokens, n_tokens)):
@@ -262,7 +263,7 @@ def _name_tokens(axes: "Axes", lefts: np.ndarray, tops: np.ndarray, labels: list
     axes.set_ylabel("token that looks")
 
 
-def _use_fonts_for(text: str) -> dict[int, str]:
+def use_fonts_for(text: str) -> dict[int, str]:
     """From now on, draw with the fonts that show the text together; each sign none of them has, and its code point."""
     from matplotlib import font_manager, rcParams
 

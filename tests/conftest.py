@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.handmade import make_shards
+from tests.tiny_labelled import bases, data
 
-__all__ = ["make_shards"]  # a fixture
+__all__ = ["bases", "data", "make_shards"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -44,3 +44,15 @@ def make_shards(tmp_path: Path) -> MakeShards:
         return load_or_tokenize(lambda: pieces, encode, spec, cache, lambda _: None, segment=cut if sentences else None)
 
     return make
+
+
+class LetterTokenizer:
+    """What a task asks of a tokenizer whose tokens are the characters as `encode` numbers them."""
+
+    vocab_size, hash = 2000, "letters"
+    bos_id = eos_id = unk_id = None
+    cls_id, sep_id, pad_id = 1, 2, 0
+
+    def token_bytes(self, token: int) -> bytes:
+        """The character's bytes."""
+        return chr(token - FIRST).encode() if token >= FIRST else b""

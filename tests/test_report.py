@@ -52,8 +52,8 @@ def size(png: bytes) -> tuple[int, int]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are turned into PNGs."""
     figures: list[Figure] = []
-    plain = report._png
-    monkeypatch.setattr(report, "_png", lambda figure, **given: (figures.append(figure), plain(figure, **given))[1])
+    plain = report.png
+    monkeypatch.setattr(report, "png", lambda figure, **given: (figures.append(figure), plain(figure, **given))[1])
     return figures
 
 

@@ -9,14 +9,16 @@ import click
 from nlpstack.cli import options as shared
 from nlpstack.files import check_output, write_text, writing
 
-_WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
-
 
 @click.command("eval")
 @click.argument("models", nargs=-1, metavar="[MODEL ...]", shell_complete=shared.complete_folders)
-@click.option("--data", multiple=True, metavar="PATH", help="Text to score [default: the run's own].")
+@click.option("--recipe", metavar="NAME", shell_complete=shared.complete_recipes, help="A recipe of how to score.")
+@click.option("--task", metavar="NAME", help="What to score it for [default: what it was trained for].")
+@click.option("--data", multiple=True, metavar="PATH", help="Data to score [default: the run's own].")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), help="What a document is in .txt files.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
+@click.option("--predictions", metavar="FILE", help="Score what any system put out, with --references and --task.")
+@click.option("--references", metavar="FILE", help="What it should have put out.")
 @shared.base_option
 @click.option(
     "--unknown-labels",
@@ -27,56 +29,83 @@ _WIDEST = 10_000  # columns: a row is one line, in a pipe and on any terminal
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this score; repeatable.")
 @click.option("--window", type=int, help="Input tokens at a time [default: the model's context].")
 @click.option("--stride", type=int, help="Tokens from window to window [default: the window].")
+@click.option("--lowercase", is_flag=True, default=None, help="BLEU, chrF and exact match of lower-cased texts.")
 @click.option("--dtype", type=shared.DTYPES, default="fp32", help="Products; in the signature.")
+@click.option("--baselines/--no-baselines", default=None, help="Guessing beside the model [default: yes].")
+@click.option("--examples", type=click.IntRange(0), help="Also the N worst, and scores by length and label.")
 @click.option("--save", metavar="FILE", help="Also write the results to this JSON file.")
+@click.option(
+    "--fail-under", multiple=True, metavar="METRIC=VALUE", help="Exit code 1 if a score is worse; repeatable."
+)
 @shared.machine_options
 @shared.set_option
 @shared.output_options
-def eval_command(models: tuple[str, ...], **given: Any) -> None:
+def eval_command(models: tuple[str, ...], **given: Any) -> int:
     """Score models (default: every finished run under runs/) and print one table.
 
     \b
     Examples:
       nlpstack eval
       nlpstack eval runs/gpt --data my-test.txt --stride 64
+      nlpstack eval --predictions out.txt --references gold.txt --task generation
     """
-    from nlpstack.eval import EvalOptions, evaluate
+    from nlpstack.eval import EvalOptions, evaluate, failed_gates
 
     if given["save"]:
         check_output(Path(given["save"]), "--save ")
     options = EvalOptions(
         ignore_unknown=given["unknown_labels"] == "ignore",
-        flags={"window": given["window"], "stride": given["stride"]},
+        flags={name: given[name] for name in ("window", "stride", "lowercase")},
         command=shared.typed_command(),
-        **shared.arguments(given, "data", "documents", "split", "base", "metrics", "overrides", "dtype"),
+        **shared.arguments(given, "recipe", "task", "data", "documents", "split", "base", "metrics", "overrides"),
+        **{name: given[name] for name in ("dtype", "baselines", "examples")},
     )
-    found = {"results": evaluate(models, options, reporter=shared.make_reporter(quiet=given["quiet"]))}
+    reporter = shared.make_reporter(quiet=given["quiet"])
+    if given["predictions"] or given["references"]:
+        results = [_score_outputs(models, given, options, reporter.say)]
+    else:
+        results = evaluate(models, options, reporter=reporter)
+    failed = failed_gates(results, given["fail_under"])
     if given["save"]:
         with writing(save := Path(given["save"]), "--save "):
-            write_text(save, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            write_text(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
     if given["as_json"]:
-        shared.echo_json(found)
+        shared.echo_json({"results": results})
     else:
-        _print_table(found["results"])
+        _print_results(results)
+    for line in failed:
+        click.echo(f"--fail-under: {line}", err=True)
+    return 1 if failed else 0
 
 
-def _print_table(results: list[dict[str, Any]]) -> None:
-    """One row a score, and each signature once below."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _score_outputs(models: tuple[str, ...], given: dict[str, Any], options: Any, note: Any) -> dict[str, Any]:
+    from nlpstack.outputs import score_outputs
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("model", "split", "metric", "value", "95 % interval", "n", "how"):
-        table.add_column(title, justify="left" if title in ("model", "split", "metric") else "right", no_wrap=True)
+    missing = [f"--{name}" for name in ("predictions", "references", "task") if not given[name]]
+    if missing or models:
+        wrong = f"{missing[0]} is missing" if missing else f"a model ({models[0]}) cannot stand beside them"
+        raise click.UsageError(f"--predictions, --references and --task go together: {wrong}")
+    return score_outputs(given["predictions"], given["references"], given["task"], options, note)
+
+
+def _print_results(results: list[dict[str, Any]]) -> None:
+    """One row a score, what guessing gets below, and each signature once; then the worst examples, if asked for."""
+    from nlpstack.results import listed
+
+    table: list[tuple[str, ...]] = [("model", "split", "metric", "value", "95 % interval", "n", "how")]
     signatures: dict[str, int] = {}
     for result in results:
-        for name, score in result["metrics"].items():
+        for guess, name, score in listed(result):
             number = signatures.setdefault(score["signature"], len(signatures) + 1)
-            value, low, high = ("-" if score[key] is None else f"{score[key]:.4f}" for key in ("value", "low", "high"))
-            model, interval = Text(result["model"]), f"{low} to {high}"
-            table.add_row(model, result["split"], name, value, interval, f"{score['n']:,}", f"({number})")
-    console = Console(highlight=False, soft_wrap=True, width=_WIDEST)
-    console.print(table)
+            value, low, high = ("-" if score[k] is None else f"{score[k]:.4f}" for k in ("value", "low", "high"))
+            model = f"  {guess}" if guess else result["model"]
+            table.append((model, result["split"], name, value, f"{low} to {high}", f"{score['n']:,}", f"({number})"))
+    shared.echo_table(table)
     for signature, number in signatures.items():
-        console.print(f"({number}) {signature}", markup=False)
+        click.echo(f"({number}) {signature}")
+    for result in results:
+        for name, scores in result.get("slices", {}).items():
+            values = "  ".join(f"{k} {v if isinstance(v, int) or v is None else f'{v:.4f}'}" for k, v in scores.items())
+            click.echo(f"{result['model']}  {name}: {values}")
+        for one in result.get("examples", ()):
+            click.echo(f"{result['model']}  {json.dumps(one, ensure_ascii=False)}")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import reduce
 from shlex import join
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nlpstack.train.log import Reporter
 
 Option = Callable[[Any], Any]  # as click.option makes it: it decorates a command
+_WIDEST = 10_000  # columns of a table
 DTYPES = click.Choice(["fp32", "bf16", "fp16"])
 TASKS = click.Choice(["classification", "ner", "generation"])
 
@@ -89,6 +90,21 @@ def echo(value: object, plain: str | bytes, *, as_json: bool, nl: bool = True) -
         echo_json(value)
     else:
         click.echo(plain, nl=nl)
+
+
+def echo_table(rows: Sequence[Sequence[Any]]) -> None:
+    """Rows under a header, on stdout: each one line, in a pipe and on any terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for place, title in enumerate(rows[0]):
+        left = place == 0 or not any(str(row[place])[:1].isdigit() for row in rows[1:])
+        table.add_column(Text(str(title)), justify="left" if left else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(highlight=False, soft_wrap=True, width=_WIDEST).print(table)
 
 
 def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,13 +1,31 @@
 """Scores of a whole corpus: named numbers, each with an interval and a signature. No torch here."""
 
-from typing import NamedTuple
+from typing import Any, Protocol
+
+from nlpstack.metrics.intervals import Score, Units
+
+__all__ = ["Metric", "Score", "Units", "compute", "lower_is_better"]
+
+_LOSSES = ("loss", "perplexity", "bits_per_byte", "calibration_error", "repetition")  # ends of names
 
 
-class Score(NamedTuple):
-    """One number and what it says of the truth."""
+def lower_is_better(score: str) -> bool:
+    """Whether a smaller value of a score is the better one."""
+    return score.endswith(_LOSSES)
 
-    value: float
-    low: float  # 95 % bootstrap interval
-    high: float
-    n: int  # what the value is averaged over: tokens, words, bytes, examples
-    signature: str  # how it was counted: two scores compare only if theirs agree
+
+class Metric(Protocol):
+    """Predictions and references in, named numbers out."""
+
+    told: dict[int, tuple[Any, Any]]  # number of an example -> what was predicted, what is true; none of plain text
+
+    def parts(self) -> list[Units]:
+        """What was counted, in the order of the data; DataError if nothing was."""
+
+
+def compute(metric: Metric, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
+    """Every score of what was counted, each with its 95 % interval."""
+    scores: dict[str, Any] = {}
+    for part in metric.parts():
+        scores |= part.compute(signature, n_resamples=n_resamples, seed=seed)
+    return scores

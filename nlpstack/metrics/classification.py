@@ -1,129 +1,84 @@
 """Scores of labels and of numbers; a share of nothing is 0, as with scikit-learn's zero_division=0."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import percentiles
+from nlpstack.metrics.intervals import Units, Values, mean_formula, share
 
-Row = tuple[float, list[int], list[int]]  # an example: its loss in nats, its predicted and its true labels
-Formula = Callable[[np.ndarray], dict[str, float]]  # how often each example counts -> scores
+BINS = 15  # of confidence, for calibration
 
 
-class ClassificationScores:
-    """Loss, accuracies, precision, recall and F1 of examples with one label each.
+def label_formula(rows: np.ndarray, counts: np.ndarray, *, n_labels: int) -> Values:
+    """Accuracies, precision, recall and F1 of rows of (predicted, true) label numbers, one of each an example.
 
     Averages are over the labels in gold or predictions (balanced accuracy: in gold) of the examples or the resample.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._n_labels = len(labels)
-        self._rows: list[Row] = []
+    def by_label(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.array([np.bincount(labels, row, n_labels) for row in weights])  # (R, C)
 
-    def update(self, predicted: int, gold: int, nll: float) -> None:
-        """Count an example: the numbers of its predicted and true label, and the loss in nats."""
-        assert 0 <= min(predicted, gold) <= max(predicted, gold) < self._n_labels
-        self._rows.append((nll, [predicted], [gold]))
-
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; examples are resampled."""
-        formula = _label_formula(self._rows, self._n_labels, single=True)
-        return _scores(formula, len(self._rows), signature, n_resamples, seed)
+    counts, right = counts.astype(np.float64), rows[:, 0] == rows[:, 1]
+    found, true = (by_label(column, counts) for column in rows.T)
+    hits = by_label(rows[right, 1], counts[:, right])
+    n = counts.sum(axis=1)
+    own = {"accuracy": (counts @ right / n, n), "balanced_accuracy": (_mean(hits, true, true > 0), n)}
+    return own | _averages(hits, found, true, found + true > 0, n)
 
 
-class MultiLabelScores:
-    """Loss, precision, recall and F1 over all labels, and the share of examples with every label right (`accuracy`)."""
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._n_labels = len(labels)
-        self._rows: list[Row] = []
-
-    def update(self, predicted: Sequence[bool], gold: Sequence[bool], nll: float) -> None:
-        """Count an example: of each label whether it is predicted and true, and the loss in nats."""
-        assert len(predicted) == len(gold) == self._n_labels
-        self._rows.append((nll, np.flatnonzero(predicted).tolist(), np.flatnonzero(gold).tolist()))
-
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; examples are resampled."""
-        formula = _label_formula(self._rows, self._n_labels, single=False)
-        return _scores(formula, len(self._rows), signature, n_resamples, seed)
+def multi_label_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """The same of rows of C predictions and then C truths (0 or 1), averaged over all labels."""
+    predicted, gold = np.split(rows, 2, axis=1)
+    hits, found, true = (counts @ part for part in (predicted * gold, predicted, gold))
+    n = counts.sum(axis=1)
+    own = {"accuracy": (counts @ (predicted == gold).all(axis=1) / n, n)}
+    return own | _averages(hits, found, true, np.ones_like(true), n)
 
 
-class RegressionScores:
-    """Mean squared error (`loss`) and correlations; with predictions or gold all the same these are nan."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[float, float]] = []
-
-    def update(self, predicted: float, gold: float) -> None:
-        """Count an example."""
-        self._rows.append((predicted, gold))
-
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; examples are resampled, and ranked anew in each resample."""
-        x, y = np.array(self._rows, dtype=np.float64).reshape(-1, 2).T
-
-        def formula(counts: np.ndarray) -> dict[str, float]:
-            pearson, spearman = _correlation(x, y, counts), _correlation(_ranks(x, counts), _ranks(y, counts), counts)
-            return {"loss": float(np.average((x - y) ** 2, weights=counts)), "pearson": pearson, "spearman": spearman}
-
-        return _scores(formula, len(x), signature, n_resamples, seed)
-
-
-def _scores(formula: Formula, n: int, signature: str, n_resamples: int, seed: int) -> dict[str, Score]:
-    """The scores of n examples; the interval of each is over the resamples in which it is defined."""
-    if not n:
-        raise DataError("nothing to score: the split has no examples; give more of them")
-    rng = np.random.default_rng(seed)  # draws the resamples that bootstrap_totals does
-    draws = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(n_resamples if n > 1 else 0))
-    resampled = [formula(counts) for counts in draws]
-    signature = f"{signature}|unit:example|resamples:{n_resamples}|seed:{seed}"
+def _averages(hits: np.ndarray, found: np.ndarray, true: np.ndarray, occurs: np.ndarray, n: np.ndarray) -> Values:
+    """Of counts by label (R, C)."""
     scores = {}
-    for name, value in formula(np.ones(n)).items():
-        values = np.array([other[name] for other in resampled])
-        scores[name] = Score(value, *percentiles(values[~np.isnan(values)]), n, signature)
+    for name, above, below in ("precision", hits, found), ("recall", hits, true), ("f1", 2 * hits, found + true):
+        scores[f"{name}_micro"] = share(above.sum(axis=1), below.sum(axis=1)), n
+        scores[f"{name}_macro"] = _mean(above, below, occurs), n
+        scores[f"{name}_weighted"] = _mean(above, below, true), n
     return scores
 
 
-def _label_formula(rows: list[Row], n_labels: int, *, single: bool) -> Formula:
-    """The scores of examples with one label each (`single`) or any number of labels."""
-    nll = np.array([loss for loss, _, _ in rows])
-    right = np.array([found == true for _, found, true in rows])
-    found_at, true_at = _pairs([found for _, found, _ in rows]), _pairs([true for _, _, true in rows])
-    hits_at = _pairs([[label for label in found if label in true] for _, found, true in rows])
-
-    def formula(counts: np.ndarray) -> dict[str, float]:
-        hits, found, true = (np.bincount(at[1], counts[at[0]], n_labels) for at in (hits_at, found_at, true_at))
-        scores = {"loss": np.average(nll, weights=counts), "accuracy": np.average(right, weights=counts)}
-        if single:
-            scores["balanced_accuracy"] = _mean(hits, true, true > 0)
-        occurs = found + true > 0 if single else np.ones(n_labels)
-        for name, above, below in ("precision", hits, found), ("recall", hits, true), ("f1", 2 * hits, found + true):
-            scores[f"{name}_micro"] = above.sum() / max(1, below.sum())
-            scores[f"{name}_macro"] = _mean(above, below, occurs)
-            scores[f"{name}_weighted"] = _mean(above, below, true)
-        return {name: float(score) for name, score in scores.items()}
-
-    return formula
+def _mean(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of the labels' shares, `above` / `below`."""
+    return share((share(above, below) * weights).sum(axis=1), weights.sum(axis=1))
 
 
-def _pairs(labels: list[list[int]]) -> np.ndarray:
-    """Two rows: an example, a label that it has."""
-    return np.array([(i, label) for i, row in enumerate(labels) for label in row], dtype=np.int64).reshape(-1, 2).T
+def calibration_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """Expected calibration error (Guo et al. 2017, section 2) of rows of (confidence, whether right)."""
+    bins = np.minimum((rows[:, 0] * BINS).astype(np.int64), BINS - 1)
+    gaps = counts @ ((rows[:, 0] - rows[:, 1])[:, None] * (bins[:, None] == np.arange(BINS)))  # (R, BINS)
+    n = counts.sum(axis=1)
+    return {"calibration_error": (np.abs(gaps).sum(axis=1) / n, n)}
 
 
-def _mean(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> float:
-    """Of the labels' shares, `above` / `below`; all are counts, so that 0 of 0 makes 0."""
-    return float((above / np.maximum(1, below) * weights).sum() / max(1, weights.sum()))
+def number_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """Mean squared error (`loss`), correlations of (predicted, true); of constants these are nan."""
+    (x, y), n = rows.T, counts.sum(axis=1)
+    scores = {"loss": (counts @ (x - y) ** 2 / n, n)}
+    if np.isnan(rows).any():
+        return scores | dict.fromkeys(("pearson", "spearman"), (np.full(len(n), np.nan), n))
+    places_of = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
+    found = []
+    for row in counts:
+        x_ranks, y_ranks = (_ranks(places, row) for places in places_of)
+        found.append((_correlation(x, y, row), _correlation(x_ranks, y_ranks, row)))
+    pearson, spearman = np.array(found).reshape(-1, 2).T
+    return scores | {"pearson": (pearson, n), "spearman": (spearman, n)}
 
 
-def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Ranks, average where tied, of a list in which value i stands `counts[i]` times; of nan, nan."""
-    places = np.unique(values, return_inverse=True)[1]
+def _ranks(places: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Ranks, average where tied, of a list in which the value at `places[i]` in order stands `counts[i]` times."""
     tied = np.bincount(places, counts)
-    return np.where(np.isnan(values), np.nan, (np.cumsum(tied) - (tied - 1) / 2)[places])
+    return np.asarray((np.cumsum(tied) - (tied - 1) / 2)[places])
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> float:
@@ -132,3 +87,76 @@ def _correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> float:
         return float("nan")
     x, y = (values - np.average(values, weights=counts) for values in (x, y))
     return float(np.clip(counts * x @ y / np.sqrt((counts * x @ x) * (counts * y @ y)), -1, 1))
+
+
+class LabelScores:
+    """Scores of examples with labels: one each (`single`), any number of them, or with `names` empty a number.
+
+    `update` takes what is predicted and true: label numbers, lists of C truth values, or numbers.
+    """
+
+    def __init__(self, names: Sequence[str] = (), *, single: bool = True) -> None:
+        self.names, self.single = names, single
+        self.told: dict[int, tuple[Any, Any]] = {}  # example -> predicted, true
+        self._more: dict[int, tuple[float | None, float | None]] = {}  # example -> loss in nats, confidence
+
+    def update(
+        self, predicted: Any, gold: Any, nll: float | None = None, confidence: float | None = None, number: int = -1
+    ) -> None:
+        """Count an example: the loss in nats and the probability of the predicted label, where there are any."""
+        if self.names and self.single:
+            assert 0 <= min(predicted, gold) <= max(predicted, gold) < len(self.names)
+        elif self.names:
+            assert len(predicted) == len(gold) == len(self.names)
+        number = len(self.told) if number < 0 else number
+        self.told[number], self._more[number] = (predicted, gold), (nll, confidence)
+
+    def parts(self) -> list[Units]:
+        """What was counted, example by example; `loss` and `calibration_error` are there if they were counted."""
+        order = sorted(self.told)
+        if not order:
+            raise DataError("nothing to score: the split has no examples; give more of them")
+        pairs = [self.told[number] for number in order]
+        rows = np.array(pairs, dtype=np.int64 if self.names else np.float64).reshape(len(order), -1)
+        if not self.names:
+            return [Units(number_formula, "example", rows)]
+        losses, shares = zip(*(self._more[number] for number in order), strict=True)
+        parts = []
+        if None not in losses:
+            means = np.column_stack((losses, np.ones(len(order))))
+            parts.append(Units(mean_formula, "example", means, {"name": "loss"}))
+        formula, about = (label_formula, {"n_labels": len(self.names)}) if self.single else (multi_label_formula, {})
+        parts.append(Units(formula, "example", rows, about))
+        if None not in shares:
+            right = np.column_stack((shares, rows[:, 0] == rows[:, 1]))
+            readings = {"calibration_error": f"|bins:{BINS}"}
+            parts.append(Units(calibration_formula, "example", right, readings=readings))
+        return parts
+
+    def details(self) -> dict[str, Any]:
+        """Of each label precision, recall, F1 and number, the confusion matrix, and accuracy by confidence."""
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+        if not self.names:
+            return {}
+        order = sorted(self.told)
+        predicted, gold = (np.array(column) for column in zip(*(self.told[number] for number in order), strict=True))
+        labels = list(range(len(self.names)))
+        table = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
+        columns = zip(self.names, *(column.tolist() for column in table), strict=True)
+        found: dict[str, Any] = {
+            "per_class": {name: {"precision": p, "recall": r, "f1": f, "n": n} for name, p, r, f, n in columns}
+        }
+        if not self.single:
+            return found
+        found["confusion"] = {
+            "labels": list(self.names),
+            "counts": confusion_matrix(gold, predicted, labels=labels).tolist(),  # [true][predicted]
+        }
+        shares = np.array([self._more[number][1] for number in order], dtype=np.float64)  # nan where there is none
+        if not np.isnan(shares).any():
+            bins = np.minimum((shares * BINS).astype(np.int64), BINS - 1)
+            n, right, sums = (np.bincount(bins, w, BINS) for w in (np.ones(len(bins)), predicted == gold, shares))
+            rows = zip(n.tolist(), share(sums, n).tolist(), share(right, n).tolist(), strict=True)
+            found["calibration"] = [{"n": k, "confidence": c, "accuracy": a} for k, c, a in rows if k]
+        return found

@@ -1,13 +1,12 @@
 """Entity-level scores: tags to spans, and how many spans are found exactly and with their type."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import bootstrap_totals, percentiles
+from nlpstack.metrics.intervals import Units, Values, mean_formula, share
 
 Span = tuple[str, int, int]  # type, first word, the word after the last
 
@@ -38,59 +37,92 @@ def _spans(tags: Sequence[str], starting: str, continuing: str) -> list[Span]:
     return spans
 
 
+def overlaps(found: Sequence[Span], true: Sequence[Span], *, typed: bool) -> int:
+    """How many spans found can be paired off with a true one that shares a word, each with one; `typed`: and its type.
+
+    Spans come in order and do not overlap among themselves, so that taking the first partner is best.
+    """
+    n = place = 0
+    for kind, first, stop in found:
+        while place < len(true) and true[place][2] <= first:
+            place += 1
+        for at in range(place, len(true)):
+            if true[at][1] >= stop:
+                break
+            if not typed or true[at][0] == kind:
+                n, place = n + 1, at + 1
+                break
+    return n
+
+
+def entity_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """The scores of rows as `EntityScores` counts them; a share of nothing is 0, as in seqeval."""
+    words, right, found, true, hits, strict_found, strict_true, strict_hits, bounds, typed, touched = (counts @ rows).T
+    both = found + true
+    return {
+        "entity_f1": (share(2 * hits, both), true),
+        "entity_precision": (share(hits, found), found),
+        "entity_recall": (share(hits, true), true),
+        "entity_f1_strict": (share(2 * strict_hits, strict_found + strict_true), strict_true),
+        "entity_f1_boundary": (share(2 * bounds, both), true),
+        "entity_f1_type": (share(2 * typed, both), true),
+        "entity_f1_partial": (share(bounds + touched, both), true),
+        "word_accuracy": (share(right, words), words),
+    }
+
+
 class EntityScores:
     """Micro-averaged precision, recall and F1 of exact spans with their type, and the share of words tagged right.
 
-    A share of nothing is 0, as in seqeval. `entity_f1_strict` counts `strict_spans`, the others `entity_spans`; of
-    valid IOB2 these are the same.
+    `entity_f1_strict` counts `strict_spans`, the others `entity_spans`; of valid IOB2 these are the same. Beside them
+    the views of SemEval 2013, task 9 (Segura-Bedmar et al., section 4): `boundary` asks for the exact words whatever
+    the type, `type` for a common word and the type, `partial` counts exact words 1 and a common word one half.
     """
 
     def __init__(self) -> None:
-        self._rows: list[list[float]] = []  # a sentence: what compute takes apart
+        self._sentences: dict[int, tuple[list[int], float | None]] = {}  # number -> counts, loss in nats
+        self.told: dict[int, tuple[Sequence[str], Sequence[str]]] = {}  # number -> predicted and true tags
 
-    def update(self, predicted: Sequence[str], gold: Sequence[str], nll: float = 0.0) -> None:
+    def update(self, predicted: Sequence[str], gold: Sequence[str], nll: float | None = None, number: int = -1) -> None:
         """Count a sentence: the tags of its words, and their summed loss in nats if there is one."""
         assert len(predicted) == len(gold)
-        row = [nll, len(gold), sum(p == g for p, g in zip(predicted, gold, strict=True))]
-        for read in (entity_spans, strict_spans):
-            found, true = set(read(predicted)), set(read(gold))
-            row += len(found & true), len(found), len(true)
-        self._rows.append(row)
+        number = len(self.told) if number < 0 else number
+        row = [len(gold), sum(p == g for p, g in zip(predicted, gold, strict=True))]
+        for read in (strict_spans, entity_spans):
+            found, true = read(predicted), read(gold)
+            row[2:2] = len(found), len(true), len(set(found) & set(true))
+        bounds = {span[1:] for span in found} & {span[1:] for span in true}
+        rest = [[span for span in spans if span[1:] not in bounds] for spans in (found, true)]
+        row += len(bounds), overlaps(found, true, typed=True), len(bounds) + overlaps(*rest, typed=False)
+        self._sentences[number] = row, nll
+        self.told[number] = predicted, gold
 
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; sentences are resampled. `loss` is there if a loss was counted."""
-        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 9)
-        sums = np.vstack((rows.sum(axis=0), bootstrap_totals(rows, n_resamples, seed)))
-        nll, words, right, hits, found, true, strict_hits, strict_found, strict_true = sums.T
-        if not words[0]:
+    def parts(self) -> list[Units]:
+        """What was counted, sentence by sentence; `loss` is there if a loss was counted."""
+        sentences = [self._sentences[number] for number in sorted(self._sentences)]
+        counts = np.array([row for row, _ in sentences], dtype=np.int64).reshape(-1, 11)
+        losses = [loss for _, loss in sentences if loss is not None]
+        if not counts[:, 0].any():
             raise DataError("nothing to score: the split has no words; give more text")
-        shares = {  # name: above, below, what it is averaged over
-            "entity_f1": (2 * hits, found + true, true),
-            "entity_precision": (hits, found, found),
-            "entity_recall": (hits, true, true),
-            "entity_f1_strict": (2 * strict_hits, strict_found + strict_true, strict_true),
-            "word_accuracy": (right, words, words),
-        } | ({"loss": (nll, words, words)} if nll[0] else {})
-        scores = {}
-        for name, (above, below, n) in shares.items():
-            value, *resampled = above / np.maximum(1, below)  # counts: 0 of 0 makes 0
-            reading = "strict-iob2" if name == "entity_f1_strict" else "conlleval"
-            made = f"{signature}|tags:{reading}|unit:sentence|resamples:{n_resamples}|seed:{seed}"
-            scores[name] = Score(float(value), *percentiles(np.array(resampled)), round(n[0]), made)
-        return scores
+        readings = dict.fromkeys(entity_formula(counts[:1], counts[:1, :1]), "|tags:conlleval")
+        readings["entity_f1_strict"] = "|tags:strict-iob2"
+        parts = [Units(entity_formula, "sentence", counts, readings=readings)]
+        if len(losses) == len(counts):
+            means = np.column_stack((losses, counts[:, 0]))
+            parts.append(Units(mean_formula, "sentence", means, {"name": "loss"}))
+        return parts
 
-
-def scores_by_type(
-    predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]
-) -> dict[str, tuple[float, float, float, int]]:
-    """Precision, recall, F1 and the number of gold entities of each type, by conlleval's reading of tags."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for tags, gold_tags in zip(predicted, gold, strict=True):
-        found, true = set(entity_spans(tags)), set(entity_spans(gold_tags))
-        for column, spans in enumerate((found & true, found, true)):
-            for kind, _, _ in spans:
-                counts[kind][column] += 1
-    return {
-        kind: (hits / max(1, n_found), hits / max(1, n_true), 2 * hits / (n_found + n_true), n_true)
-        for kind, (hits, n_found, n_true) in sorted(counts.items())
-    }
+    def details(self) -> dict[str, Any]:
+        """Precision, recall and F1 of each type, with the number of its true entities."""
+        by_type: dict[str, np.ndarray] = {}
+        for predicted, gold in self.told.values():
+            found, true = set(entity_spans(predicted)), set(entity_spans(gold))
+            for column, spans in enumerate((found & true, found, true)):
+                for kind, _, _ in spans:
+                    by_type.setdefault(kind, np.zeros(3, dtype=np.int64))[column] += 1
+        table = {}
+        for kind, counts in sorted(by_type.items()):
+            hits, found_n, true_n = counts.tolist()
+            shares = {"precision": hits / max(1, found_n), "recall": hits / max(1, true_n)}
+            table[kind] = {**shares, "f1": 2 * hits / (found_n + true_n), "n": true_n}
+        return {"per_class": table}

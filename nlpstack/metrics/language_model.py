@@ -1,13 +1,12 @@
 """Perplexity and its kin, from summed losses and counts."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import Formula, scores_of_sums
+from nlpstack.metrics.intervals import Units, Values
 
 MIN_DOCUMENTS = 10  # with fewer, the resampling unit is the window
 
@@ -27,10 +26,22 @@ def bits_per_byte(nll: np.ndarray, n_bytes: np.ndarray) -> np.ndarray:
     return mean_loss(nll, n_bytes) / math.log(2)
 
 
+def language_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """The scores of rows of (summed nll in nats, tokens, bytes, words)."""
+    nll, tokens, n_bytes, words = (counts @ rows).T
+    return {
+        "loss": (mean_loss(nll, tokens), tokens),
+        "perplexity": (perplexity(nll, tokens), tokens),
+        "word_perplexity": (perplexity(nll, words), words),
+        "bits_per_byte": (bits_per_byte(nll, n_bytes), n_bytes),
+    }
+
+
 class LanguageModelScores:
     """Loss, perplexity a token and a word, and bits per byte of a corpus, each token scored once."""
 
     def __init__(self) -> None:
+        self.told: dict[int, tuple[Any, Any]] = {}  # predictions of examples: none
         self._windows: list[tuple[int, float, int, int]] = []  # (document, summed nll in nats, tokens, bytes)
         self._documents: dict[int, tuple[int, int]] = {}  # document -> words in its text, tokens to score in it
 
@@ -45,34 +56,19 @@ class LanguageModelScores:
         """
         self._documents[document] = n_words, n_targets
 
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; the unit that is resampled is in the signature."""
+    def parts(self) -> list[Units]:
+        """What was counted: documents or, where these are few, windows."""
         if not self._windows:
             raise DataError("nothing to score: no text of the split has a token after the first; give more text")
-        units, unit = self._units()
-
-        def of(column: int, formula: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[Formula, int]:
-            return lambda sums: formula(sums[:, 0], sums[:, column]), column
-
-        formulas = {
-            "loss": of(1, mean_loss),
-            "perplexity": of(1, perplexity),
-            "word_perplexity": of(3, perplexity),
-            "bits_per_byte": of(2, bits_per_byte),
-        }
-        return scores_of_sums(units, formulas, f"{signature}|unit:{unit}", n_resamples, seed)
-
-    def _units(self) -> tuple[np.ndarray, str]:
-        """Rows of (nll, tokens, bytes, words) to resample, and what a row is."""
         windows = np.array(self._windows, dtype=np.float64).reshape(-1, 4)  # document, nll, tokens, bytes
         windows = windows[np.argsort(windows[:, 0], kind="stable")]
         numbers, starts = np.unique(windows[:, 0], return_index=True)
         sums = np.add.reduceat(windows[:, 1:], starts, axis=0)  # (documents, 3)
         whole = np.array([self._documents[int(number)] for number in numbers], dtype=np.float64)  # (documents, 2)
         words = whole[:, 0] * (sums[:, 1] / whole[:, 1])
-        if len(numbers) >= MIN_DOCUMENTS:
-            return np.column_stack((sums, words)), "document"
-        # Inside a document words are not counted by window; they are shared out by bytes.
-        per_byte = words / np.maximum(sums[:, 2], 1)
-        rows = np.repeat(per_byte, np.diff([*starts, len(windows)]))
-        return np.column_stack((windows[:, 1:], windows[:, 3] * rows)), "window"
+        rows, unit = np.column_stack((sums, words)), "document"
+        if len(numbers) < MIN_DOCUMENTS:
+            # Inside a document words are not counted by window; they are shared out by bytes.
+            per_byte = np.repeat(words / np.maximum(sums[:, 2], 1), np.diff([*starts, len(windows)]))
+            rows, unit = np.column_stack((windows[:, 1:], windows[:, 3] * per_byte)), "window"
+        return [Units(language_formula, unit, rows)]

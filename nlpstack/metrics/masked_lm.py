@@ -1,19 +1,28 @@
 """How well hidden tokens and following sentences are guessed, from summed losses and counts."""
 
-import math
+from typing import Any
 
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import Formula, scores_of_sums
+from nlpstack.metrics.intervals import Units, Values
 from nlpstack.metrics.language_model import perplexity
 
-_MLM_NLL, _MLM_N, _MLM_HITS, _NSP_NLL, _NSP_N, _NSP_HITS = range(6)
+
+def masked_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """The scores of rows of summed loss in nats, labels and hits: of hidden tokens, then of next sentences."""
+    nll, n, hits, next_nll, next_n, next_hits = (counts @ rows).T
+    scores = {"loss": (nll / n, n), "mlm_loss": (nll / n, n), "mlm_accuracy": (hits / n, n)}
+    if rows[:, 4].any():
+        scores["loss"] = nll / n + next_nll / next_n, n
+        scores["nsp_loss"], scores["nsp_accuracy"] = (next_nll / next_n, next_n), (next_hits / next_n, next_n)
+    return scores
 
 
-def _ratio(above: int, below: int) -> Formula:
-    return lambda sums: np.asarray(sums[:, above] / sums[:, below])
+def pseudo_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """Pseudo-perplexity of rows of (summed loss in nats, tokens)."""
+    nll, n = (counts @ rows).T
+    return {"pseudo_perplexity": (perplexity(nll, n), n)}
 
 
 class MaskedLMScores:
@@ -23,6 +32,7 @@ class MaskedLMScores:
     """
 
     def __init__(self) -> None:
+        self.told: dict[int, tuple[Any, Any]] = {}  # predictions of examples: none
         self._rows: list[tuple[float, ...]] = []  # an example: summed loss, count and hits of each of the two tasks
         self._alone: list[tuple[float, int]] = []  # a stretch of text: summed loss of its tokens, each hidden alone
 
@@ -34,26 +44,12 @@ class MaskedLMScores:
         """Count a stretch of text whose tokens were hidden one at a time: their summed loss in nats."""
         self._alone.append((nll, n_tokens))
 
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval; examples are resampled, for pseudo-perplexity stretches of text."""
+    def parts(self) -> list[Units]:
+        """What was counted: examples, and stretches of text for pseudo-perplexity."""
         rows = np.array(self._rows, dtype=np.float64).reshape(-1, 6)
-        totals = rows.sum(axis=0)
-        if not totals[_MLM_N]:
+        if not rows[:, 1].any():
             raise DataError("nothing to score: no token of the split was hidden; give more text")
-        pairs = bool(totals[_NSP_N])
-        mlm_loss, nsp_loss = _ratio(_MLM_NLL, _MLM_N), _ratio(_NSP_NLL, _NSP_N)
-        formulas: dict[str, tuple[Formula, int]] = {
-            "loss": ((lambda s: mlm_loss(s) + nsp_loss(s)) if pairs else mlm_loss, _MLM_N),
-            "mlm_loss": (mlm_loss, _MLM_N),
-            "mlm_accuracy": (_ratio(_MLM_HITS, _MLM_N), _MLM_N),
-        }
-        if pairs:
-            formulas["nsp_loss"] = nsp_loss, _NSP_N
-            formulas["nsp_accuracy"] = _ratio(_NSP_HITS, _NSP_N), _NSP_N
-        scores = scores_of_sums(rows, formulas, f"{signature}|unit:example", n_resamples, seed)
+        parts = [Units(masked_formula, "example", rows)]
         if self._alone:
-            alone = np.array(self._alone, dtype=np.float64)
-            pseudo: dict[str, tuple[Formula, int]] = {"pseudo_perplexity": (lambda s: perplexity(s[:, 0], s[:, 1]), 1)}
-            scores |= scores_of_sums(alone, pseudo, f"{signature}|unit:stretch", n_resamples, seed)
-        assert not any(math.isnan(score.value) for score in scores.values())
-        return scores
+            parts.append(Units(pseudo_formula, "stretch", np.array(self._alone, dtype=np.float64)))
+        return parts

@@ -5,7 +5,7 @@ from typing import Any
 
 from nlpstack.data.readers import Note
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, ScoreConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
 from nlpstack.tasks.classification import Classification, labels_of
 from nlpstack.tasks.generation import Generation
@@ -14,7 +14,7 @@ from nlpstack.tasks.ner import NER, tags_of
 from nlpstack.tokenizer import Tokenizer
 
 __all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Task"]
-__all__ += ["DocumentLayout", "EvalConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
+__all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
 
 LabelledTask = Classification | NER | Generation  # those that a model is fine-tuned for
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
@@ -9,7 +10,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
-from nlpstack.metrics import Score
+from nlpstack.metrics import Metric
+from nlpstack.metrics.text import TextScoring
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -56,6 +58,23 @@ class EvalConfig:
     batch_tokens: PositiveInt = 16384  # tokens scored at a time; changes speed and memory, not scores
     resamples: NonNegativeInt = 1000  # of the bootstrap
     seed: NonNegativeInt = 0  # of the bootstrap
+    # generation: most tokens written after a prompt, whose text is scored; 0: the loss alone, as in training
+    new_tokens: NonNegativeInt = 128
+    beams: PositiveInt = 1  # generation: 1 is greedy
+    lowercase: bool = False  # BLEU, chrF and exact match of lower-cased texts; ROUGE always has them so
+    stemming: bool = False  # ROUGE: of English word stems
+    mean_references: bool = False  # ROUGE: the mean over references, not the best
+    unicode_words: bool = False  # ROUGE: words of any script, not of a-z and 0-9 alone
+
+    @property
+    def texts(self) -> TextScoring:
+        """How texts are compared."""
+        return TextScoring(
+            lowercase=self.lowercase,
+            stemming=self.stemming,
+            mean_references=self.mean_references,
+            unicode_words=self.unicode_words,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
@@ -64,11 +83,15 @@ class EvalConfig:
         return self
 
 
-class Metric(Protocol):
-    """Predictions and references in, named numbers out."""
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ScoreConfig:
+    """What a recipe of an evaluation asks for, beside how models are scored."""
 
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score of what was counted."""
+    # of all finished runs, score those of this task; empty: all
+    task: Literal["", "causal_lm", "masked_lm", "classification", "ner", "generation"] = ""
+    metrics: list[str] = field(default_factory=list)  # only these; none: all
+    baselines: bool = True  # what guessing gets, beside the model
+    examples: NonNegativeInt = 0  # so many of the worst, and scores by length and label
 
 
 class Task(Protocol):
@@ -87,7 +110,7 @@ class Task(Protocol):
     def eval_batches(self, model: nn.Module, data: Any, config: EvalConfig) -> Iterator[Any]:
         """What there is to score, in batches with a `to(device)`."""
 
-    def metric(self) -> Metric:
+    def metric(self, config: EvalConfig) -> Metric:
         """An empty metric for `score` to fill."""
 
     def score(self, model: nn.Module, batch: Any, metric: Any) -> None:

@@ -1,6 +1,6 @@
 """Next-token prediction: the loss of a GPT, its perplexity over windows, and text to look at."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class CausalLM:
         window, stride = self._window(model, config)
         return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
 
-    def metric(self) -> LanguageModelScores:
+    def metric(self, config: EvalConfig) -> LanguageModelScores:
         """Loss, perplexities and bits per byte, not filled yet."""
         return LanguageModelScores()
 
@@ -56,7 +56,10 @@ class CausalLM:
         hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
         labels = batch.batch.labels["lm"]
         nll, _ = token_scores(hidden, model.unembedding, labels, self.loss_chunk)  # (B, T), 0 where not scored
-        sums = nll.double().sum(dim=1).tolist()
+        self.count(batch, nll.double().sum(dim=1).tolist(), metric)
+
+    def count(self, batch: WindowBatch, sums: Sequence[float], metric: LanguageModelScores) -> None:
+        """Count the loss in nats that each window of a batch has in all."""
         for window, total in zip(batch.windows, sums, strict=True):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())
             metric.update(window.document, total, window.n_scored, n_bytes)

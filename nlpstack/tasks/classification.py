@@ -13,7 +13,7 @@ from nlpstack.data.batch import Batch
 from nlpstack.data.labelled import TextExample
 from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, DataError
-from nlpstack.metrics.classification import ClassificationScores, MultiLabelScores, RegressionScores
+from nlpstack.metrics.classification import LabelScores
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
@@ -75,7 +75,7 @@ class Classification:
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} examples with labels that training never saw are left out")
         framed = self.frame.rows([(e.where, e.text, e.text_b) for e in known])
-        rows = [Encoded(tokens, n_first, n, self._label(known[n])) for n, (tokens, n_first) in enumerate(framed)]
+        rows = [Encoded(tokens, n_first, n, self.label(known[n])) for n, (tokens, n_first) in enumerate(framed)]
         self.frame.note_cuts(what, note)
         return EncodedRows(
             examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
@@ -90,7 +90,8 @@ class Classification:
             raise strange_label(example.where, "label", str(strange[0]), self.labels.names)
         return not strange
 
-    def _label(self, example: TextExample) -> Any:
+    def label(self, example: TextExample) -> Any:
+        """What an example's label is to the model: a number, or of several labels (C,) bool; None if it has none."""
         if example.label is None:
             return None
         if isinstance(example.label, tuple):
@@ -123,27 +124,25 @@ class Classification:
         """All rows, in batches under the token budget."""
         return data.batches(config.batch_tokens)
 
-    def metric(self) -> Any:
+    def metric(self, config: EvalConfig) -> LabelScores:
         """The scores that go with the kind of labels, not filled yet."""
-        if self.labels.problem == "regression":
-            return RegressionScores()
-        kind = ClassificationScores if self.labels.problem == "single" else MultiLabelScores
-        return kind(self.labels.names)
+        problem = self.labels.problem
+        return LabelScores(() if problem == "regression" else self.labels.names, single=problem == "single")
 
-    def score(self, model: nn.Module, batch: RowBatch, metric: Any) -> None:
+    def score(self, model: nn.Module, batch: RowBatch, metric: LabelScores) -> None:
         """Score a batch."""
         logits, labels = self._logits(model, batch.batch), batch.batch.labels["label"]
+        numbers = [row.example for row in batch.rows]
         if self.labels.problem == "regression":
-            for found, true in zip(logits[:, 0].tolist(), labels.tolist(), strict=True):
-                metric.update(found, true)
-            return
-        if self.labels.problem == "multi":
+            columns: list[Any] = [logits[:, 0], labels]
+        elif self.labels.problem == "multi":
             losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
-            chosen, labels = logits.sigmoid() >= self.config.threshold, labels.bool()
+            columns = [logits.sigmoid() >= self.config.threshold, labels.bool(), losses]
         else:
-            losses, chosen = F.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=1)
-        for found, true, nll in zip(chosen.tolist(), labels.tolist(), losses.tolist(), strict=True):
-            metric.update(found, true, nll)
+            share, chosen = logits.softmax(dim=1).max(dim=1)
+            columns = [chosen, labels, F.cross_entropy(logits, labels, reduction="none"), share]
+        for number, *row in zip(numbers, *(column.tolist() for column in columns), strict=True):
+            metric.update(*row, number=number)  # type: ignore[misc]  # a row has four values at most
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Kind of labels, threshold, context, tokenizer and dtype of the scores."""
@@ -151,14 +150,6 @@ class Classification:
         labels, cut = f"{self.labels.problem}:{len(self.labels.names)}", "yes" if self.config.truncate else "no"
         how = f"labels:{labels}{threshold}|context:{self.frame.length}|truncate:{cut}"
         return f"{how}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
-
-    def majority(self, train: Sequence[TextExample], val: Sequence[TextExample]) -> dict[str, float]:
-        """What always answering the most frequent label of training, or the mean number, reaches."""
-        if self.labels.problem == "regression":
-            seen, scored = (np.array([e.label for e in part], dtype=np.float64) for part in (train, val))
-            return {"loss": float(np.mean((scored - seen.mean()) ** 2))}
-        most = Counter(example.label for example in train).most_common(1)[0][0]
-        return {"accuracy": sum(example.label == most for example in val) / len(val)}
 
     def results(
         self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None

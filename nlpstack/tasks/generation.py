@@ -1,6 +1,7 @@
 """A prompt and what should follow it: a GPT is trained on the completions alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import PromptExample
 from nlpstack.data.readers import Note
+from nlpstack.data.sentences import split_sentences
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import DataError, ModelError
+from nlpstack.metrics import Units
 from nlpstack.metrics.language_model import LanguageModelScores
+from nlpstack.metrics.text import TextScores, TextScoring
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
@@ -20,6 +24,41 @@ from nlpstack.tasks.labelled import Encoded, EncodedRows, RowBatch
 from nlpstack.tokenizer import Tokenizer
 
 SEPARATOR = "\n"  # between a prompt and its completion
+_PROMPTS_AT_ONCE = 64
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, for rougeLsum: the lines, each cut by the rules of English."""
+    return [one for line in text.splitlines() for one in split_sentences(line, "en")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Examples whose texts are to be written and scored."""
+
+    examples: list[tuple[int, PromptExample]]  # with their numbers
+    sampling: Sampling
+
+    def to(self, device: torch.device) -> "Prompts":
+        """The same: these are no tensors."""
+        return self
+
+
+class GenerationScores:
+    """Loss and its kin of completions, and the scores of texts that were written, if any were."""
+
+    def __init__(self, scoring: TextScoring, reading: str) -> None:
+        self.completions, self.texts = LanguageModelScores(), TextScores(scoring, sentences)
+        self.told = self.texts.told
+        self._reading = reading  # how texts were written, for their signatures
+
+    def parts(self) -> list[Units]:
+        """What was counted: completions, and texts."""
+        parts = self.completions.parts()
+        for part in self.texts.parts() if self.told else []:
+            readings = {name: self._reading + text for name, text in part.readings.items()}
+            parts.append(replace(part, readings=readings))
+        return parts
 
 
 class Generation:
@@ -81,24 +120,36 @@ class Generation:
         hidden = model.transformer(batch.tokens)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
-        """All rows, in batches under the token budget."""
-        return data.batches(config.batch_tokens)
+    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch | Prompts]:
+        """All rows, in batches under the token budget, then the prompts, those of like length together."""
+        yield from data.batches(config.batch_tokens)
+        if config.new_tokens:
+            beams = {"beams": config.beams} if config.beams > 1 else {"greedy": True}
+            sampling = Sampling(max_new_tokens=config.new_tokens, **beams)
+            order = sorted(enumerate(data.examples), key=lambda one: len(one[1].prompt))
+            for start in range(0, len(order), _PROMPTS_AT_ONCE):
+                yield Prompts(examples=order[start : start + _PROMPTS_AT_ONCE], sampling=sampling)
 
-    def metric(self) -> LanguageModelScores:
-        """Loss, perplexities and bits per byte of completions, not filled yet."""
-        return LanguageModelScores()
+    def metric(self, config: EvalConfig) -> GenerationScores:
+        """Loss, perplexities and bits per byte of completions, and scores of texts, not filled yet."""
+        how = f"|decoding:{f'beam{config.beams}' if config.beams > 1 else 'greedy'}|new_tokens:{config.new_tokens}"
+        return GenerationScores(config.texts, how)
 
-    def score(self, model: nn.Module, batch: RowBatch, metric: LanguageModelScores) -> None:
+    def score(self, model: nn.Module, batch: RowBatch | Prompts, metric: GenerationScores) -> None:
         """Score a batch."""
         assert isinstance(model, GPT)
+        if isinstance(batch, Prompts):
+            texts = self.write(model, [example.prompt for _, example in batch.examples], batch.sampling)
+            for (number, example), text in zip(batch.examples, texts, strict=True):
+                metric.texts.update(text, example.references, number)
+            return
         hidden = model.transformer(batch.batch.tokens)
         nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk)
         for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
             example = batch.examples[row.example]
             text = example.completion if example.completion is not None else example.references[0]
-            metric.update(row.example, total, row.labels[1], len(text.encode()))
-            metric.add_document(row.example, len(text.split()), row.labels[1])
+            metric.completions.update(row.example, total, row.labels[1], len(text.encode()))
+            metric.completions.add_document(row.example, len(text.split()), row.labels[1])
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """What is scored, the context, tokenizer and dtype."""
@@ -110,7 +161,3 @@ class Generation:
         assert isinstance(model, GPT)
         texts, _ = decode(model, self.tokenizer, [prompt + SEPARATOR for prompt in prompts], sampling)
         return [text.text.strip() for text in texts]
-
-    def majority(self, train: Sequence[PromptExample], val: Sequence[PromptExample]) -> dict[str, Any]:
-        """Nothing: guessing has no score here."""
-        return {}

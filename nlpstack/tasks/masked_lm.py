@@ -111,7 +111,7 @@ class MaskedLM:
                 batch = replace(masked_rows.stack(group, self.form), labels={"mlm": labels}, places=places)
                 yield ScoredBatch(batch=batch, alone=True)
 
-    def metric(self) -> MaskedLMScores:
+    def metric(self, config: EvalConfig) -> MaskedLMScores:
         """Losses, accuracies and pseudo-perplexity, not filled yet."""
         return MaskedLMScores()
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import TaggedExample
 from nlpstack.data.readers import Note
-from nlpstack.errors import DataError
-from nlpstack.metrics import Score
+from nlpstack.errors import DataError, ModelError
 from nlpstack.metrics.entities import EntityScores, entity_spans
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Head, Labels
@@ -85,9 +84,10 @@ def windows_of(lengths: Sequence[int], room: int) -> list[Window]:
 class TaggedScores:
     """Entity scores of sentences whose windows come one by one."""
 
-    def __init__(self, task: "NER") -> None:
-        self.task = task
+    def __init__(self, allowed: np.ndarray | None) -> None:
+        self.allowed = allowed  # moves from tag to tag; None: all
         self.scores = EntityScores()
+        self.told, self.parts, self.details = self.scores.told, self.scores.parts, self.scores.details
         self._open: dict[int, np.ndarray] = {}  # sentence -> log-probabilities (words, C), nan where none came yet
 
     def add(self, row: Encoded, values: np.ndarray, example: TaggedExample) -> tuple[np.ndarray, list[int]] | None:
@@ -97,12 +97,7 @@ class TaggedScores:
         if np.isnan(found).any():
             return None
         del self._open[row.example]
-        return found, best_tags(found, self.task.allowed)
-
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its interval."""
-        assert not self._open
-        return self.scores.compute(signature, n_resamples=n_resamples, seed=seed)
+        return found, best_tags(found, self.allowed)
 
 
 class NER:
@@ -202,9 +197,9 @@ class NER:
         """All rows, in batches under the token budget."""
         return data.batches(config.batch_tokens)
 
-    def metric(self) -> TaggedScores:
+    def metric(self, config: EvalConfig) -> TaggedScores:
         """Entity scores, not filled yet."""
-        return TaggedScores(self)
+        return TaggedScores(self.allowed)
 
     def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
         """Score a batch."""
@@ -212,13 +207,15 @@ class NER:
             example: TaggedExample = batch.examples[number]
             gold = [self.ids[tag] for tag in example.tags or ()]
             nll = -float(found[np.arange(len(gold)), gold].sum())
-            metric.scores.update([self.labels.names[tag] for tag in tags], example.tags or (), nll)
+            metric.scores.update([self.labels.names[tag] for tag in tags], example.tags or (), nll, number)
 
     def _decoded(
         self, model: nn.Module, batch: RowBatch, metric: TaggedScores
     ) -> Iterator[tuple[int, np.ndarray, list[int]]]:
         """Sentences that are whole with this batch: number, log-probabilities (words, C) and decoded tags."""
         values = self._logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
+        if np.isnan(values).any():
+            raise ModelError("the model's logits are not finite, so its weights or the dtype are broken")
         for row, value in zip(batch.rows, values, strict=True):
             done = metric.add(row, value[row.labels[0]], batch.examples[row.example])
             if done is not None:
@@ -229,19 +226,6 @@ class NER:
         decoding = "viterbi" if self.config.constrained else "argmax"
         return f"decoding:{decoding}|context:{self.frame.length}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
 
-    def majority(self, train: Sequence[TaggedExample], val: Sequence[TaggedExample]) -> dict[str, float]:
-        """What tagging each word as training most often has it reaches; a word that it lacks is O."""
-        counts: dict[str, Counter[str]] = {}
-        for example in train:
-            for word, tag in zip(example.words, example.tags or (), strict=True):
-                counts.setdefault(word, Counter())[tag] += 1
-        usual = {word: count.most_common(1)[0][0] for word, count in counts.items()}
-        scores = EntityScores()
-        for example in val:
-            scores.update([usual.get(word, "O") for word in example.words], example.tags or ())
-        found = scores.compute("", n_resamples=0, seed=0)
-        return {name: found[name].value for name in ("entity_f1", "word_accuracy")}
-
     def results(
         self, model: nn.Module, rows: EncodedRows, budget: int, texts: Mapping[int, TextOf] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -250,7 +234,7 @@ class NER:
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of
         its words, each taken by itself. Words without a text are joined by one space.
         """
-        metric, device = self.metric(), next(model.parameters()).device
+        metric, device = TaggedScores(self.allowed), next(model.parameters()).device
         for batch in rows.batches(budget):
             for number, values, tags in self._decoded(model, batch.to(device), metric):
                 words = rows.examples[number].words

@@ -1,21 +1,42 @@
 """The one place where a model meets a metric: validation during training and `nlpstack eval` both call it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from nlpstack.decode.loop import evaluating
-from nlpstack.metrics import Score
+from nlpstack.metrics import Metric, Score, compute
 from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train.runtime import autocast
+
+
+def measure(
+    model: nn.Module,
+    task: Task,
+    data: object,
+    config: EvalConfig,
+    *,
+    device: torch.device,
+    dtype: str,
+    tick: Callable[[], None] = lambda: None,
+) -> Metric:
+    """The metric of a task, filled with all of its data; `tick` is called after each batch.
+
+    The model is left in the mode it was in.
+    """
+    metric = task.metric(config)
+    with evaluating(model), torch.inference_mode(), autocast(device, dtype):
+        for batch in task.eval_batches(model, data, config):
+            task.score(model, batch.to(device), metric)
+            tick()
+    return metric
 
 
 def evaluate(
     model: nn.Module, task: Task, data: object, config: EvalConfig, *, device: torch.device, dtype: str
 ) -> dict[str, Score]:
-    """Every score of a model on a task's data; the model is left in the mode it was in."""
+    """Every score of a model on a task's data."""
     signature = task.signature(model, config, dtype)  # first: it refuses what cannot be scored
-    metric = task.metric()
-    with evaluating(model), torch.inference_mode(), autocast(device, dtype):
-        for batch in task.eval_batches(model, data, config):
-            task.score(model, batch.to(device), metric)
-    return metric.compute(signature, n_resamples=config.resamples, seed=config.seed)
+    metric = measure(model, task, data, config, device=device, dtype=dtype)
+    return compute(metric, signature, n_resamples=config.resamples, seed=config.seed)

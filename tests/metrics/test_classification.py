@@ -13,9 +13,9 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.classification import ClassificationScores, MultiLabelScores, RegressionScores
-from nlpstack.metrics.intervals import bootstrap_totals, percentiles
+from nlpstack.metrics import Score, compute
+from nlpstack.metrics.classification import LabelScores
+from nlpstack.metrics.intervals import resamples
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 
@@ -26,25 +26,37 @@ AVERAGED = [f"{part}_{average}" for part in ("precision", "recall", "f1") for av
 Lists = tuple[list[Any], list[Any]]  # predicted, gold
 
 
-def label_scores(lists: Lists, *, n_resamples: int = 0, seed: int = 0) -> dict[str, Score]:
-    metric = ClassificationScores(LABELS)
+def fill_label(lists: Lists) -> LabelScores:
+    metric = LabelScores(LABELS)
     for predicted, gold in zip(*lists, strict=True):
         metric.update(predicted, gold, nll=predicted + 0.5)
-    return metric.compute("s", n_resamples=n_resamples, seed=seed)
+    return metric
+
+
+def label_scores(lists: Lists, *, n_resamples: int = 0, seed: int = 0) -> dict[str, Score]:
+    return compute(fill_label(lists), "s", n_resamples=n_resamples, seed=seed)
+
+
+def fill_multi_label(lists: Lists) -> LabelScores:
+    metric = LabelScores(LABELS, single=False)
+    for predicted, gold in zip(*lists, strict=True):
+        metric.update(predicted, gold, nll=float(sum(predicted)))
+    return metric
 
 
 def multi_label_scores(lists: Lists, *, n_resamples: int = 0, seed: int = 0) -> dict[str, Score]:
-    metric = MultiLabelScores(LABELS)
+    return compute(fill_multi_label(lists), "s", n_resamples=n_resamples, seed=seed)
+
+
+def fill_regression(lists: Lists) -> LabelScores:
+    metric = LabelScores()
     for predicted, gold in zip(*lists, strict=True):
-        metric.update(predicted, gold, nll=float(sum(predicted)))
-    return metric.compute("s", n_resamples=n_resamples, seed=seed)
+        metric.update(predicted, gold)
+    return metric
 
 
 def regression_scores(lists: Lists, *, n_resamples: int = 0, seed: int = 0) -> dict[str, Score]:
-    metric = RegressionScores()
-    for predicted, gold in zip(*lists, strict=True):
-        metric.update(predicted, gold)
-    return metric.compute("s", n_resamples=n_resamples, seed=seed)
+    return compute(fill_regression(lists), "s", n_resamples=n_resamples, seed=seed)
 
 
 def averages(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
@@ -169,40 +181,37 @@ def numbers(rng: np.random.Generator) -> Lists:
 
 
 @pytest.mark.parametrize(
-    ("make", "score", "expected"),
+    ("make", "fill", "score", "expected"),
     [
-        (labels, label_scores, expected_label_scores),
-        (indicators, multi_label_scores, expected_multi_label_scores),
-        (numbers, regression_scores, expected_regression_scores),
+        (labels, fill_label, label_scores, expected_label_scores),
+        (indicators, fill_multi_label, multi_label_scores, expected_multi_label_scores),
+        (numbers, fill_regression, regression_scores, expected_regression_scores),
     ],
 )
 def test_intervals_are_those_of_resampled_lists(
     make: Callable[[np.random.Generator], Lists],
+    fill: Callable[[Lists], LabelScores],
     score: Callable[..., dict[str, Score]],
     expected: Callable[[Lists], dict[str, float]],
 ) -> None:
     lists = make(np.random.default_rng(2))
-    scores = score(lists, n_resamples=80, seed=4)
-    assert scores == score(lists, n_resamples=80, seed=4)
-    assert scores != score(lists, n_resamples=80, seed=5)
+    scores = score(lists, n_resamples=2000, seed=4)
+    assert scores == score(lists, n_resamples=2000, seed=4)
+    assert scores != score(lists, n_resamples=2000, seed=5)
 
-    draws = np.random.default_rng(4).multinomial(60, np.full(60, 1 / 60), size=80)
-    rows = [np.repeat(np.arange(60), counts) for counts in draws]
-    resampled = [expected(tuple([column[i] for i in chosen] for column in lists)) for chosen in rows]  # type: ignore[arg-type]
+    metric = fill(lists)
+    counts = np.concatenate(list(resamples(np.ones(60, dtype=np.int64), 2000, 4)))
+    drawn = {k: v for part in metric.parts() for k, v in part.scores(part.rows, counts).items()}
+    for i, row in enumerate(counts[:80]):
+        wanted = expected(tuple([column[k] for k in np.repeat(np.arange(60), row)] for column in lists))  # type: ignore[arg-type]
+        assert {name: values[i] for name, (values, _) in drawn.items()} == pytest.approx(wanted)
     for name, found in scores.items():
-        assert (found.low, found.high) == pytest.approx(
-            tuple(np.percentile([other[name] for other in resampled], [2.5, 97.5]))
-        )
+        ends = tuple(np.percentile(drawn[name][0], [2.5, 97.5]))
+        spread = ends[1] - ends[0]
+        assert (found.low, found.high) == pytest.approx(ends, abs=spread / 10)  # equal examples are drawn together
         assert found.low < found.value < found.high
         assert found.n == 60
-        assert found.signature == "s|unit:example|resamples:80|seed:4"
-
-
-def test_resamples_are_those_of_the_other_metrics() -> None:
-    predicted, gold = labels(np.random.default_rng(6))
-    right = np.array([p == g for p, g in zip(predicted, gold, strict=True)])
-    score = label_scores((predicted, gold), n_resamples=100, seed=9)["accuracy"]
-    assert (score.low, score.high) == pytest.approx(percentiles(bootstrap_totals(right[:, None], 100, 9)[:, 0] / 60))
+        assert found.signature == "s|unit:example|resamples:2000|seed:4"
 
 
 def test_of_one_example_there_is_no_interval() -> None:
@@ -221,4 +230,4 @@ def test_no_examples_are_nothing_to_score(score: Callable[[Lists], dict[str, Sco
 @pytest.mark.parametrize(("predicted", "gold"), [(5, 0), (0, 5), (-1, 0), (0, -100)])
 def test_a_label_that_is_not_there_is_refused(predicted: int, gold: int) -> None:
     with pytest.raises(AssertionError):
-        ClassificationScores(LABELS).update(predicted, gold, 0.0)
+        LabelScores(LABELS).update(predicted, gold, 0.0)

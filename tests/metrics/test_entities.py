@@ -13,7 +13,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 from nlpstack.errors import DataError
-from nlpstack.metrics.entities import EntityScores, entity_spans, scores_by_type, strict_spans
+from nlpstack.metrics import compute
+from nlpstack.metrics.entities import EntityScores, Span, entity_spans, overlaps, strict_spans
+from nlpstack.metrics.intervals import resamples
 
 Sentences = list[tuple[list[str], list[str]]]  # predicted and true tags of each sentence
 
@@ -49,7 +51,7 @@ def filled(sentences: Sentences) -> EntityScores:
 
 
 def values(sentences: Sentences) -> dict[str, float]:
-    return {name: score.value for name, score in filled(sentences).compute("s", n_resamples=0, seed=0).items()}
+    return {name: score.value for name, score in compute(filled(sentences), "s", n_resamples=0, seed=0).items()}
 
 
 def seqeval_scores(sentences: Sentences) -> dict[str, float]:
@@ -123,21 +125,57 @@ def test_scores_are_those_of_seqeval(sentences: Sentences) -> None:
     found = values(sentences)
     pairs = [pair for predicted, gold in sentences for pair in zip(predicted, gold, strict=True)]
     assert found.pop("word_accuracy") == pytest.approx(np.mean([p == g for p, g in pairs]))
+    for view in ("boundary", "type", "partial"):
+        assert found.pop(f"entity_f1_{view}") >= found["entity_f1"]
     assert found == pytest.approx(seqeval_scores(sentences))
 
 
 @QUICK
 @given(corpora(BIO))
-def test_scores_by_type_are_those_of_the_entities_of_that_type(sentences: Sentences) -> None:
-    table = scores_by_type([p for p, _ in sentences], [g for _, g in sentences])
+def test_scores_of_a_type_are_those_of_the_entities_of_that_type(sentences: Sentences) -> None:
+    table = filled(sentences).details()["per_class"]
     assert list(table) == sorted({kind for pair in sentences for tags in pair for kind, _, _ in entity_spans(tags)})
-    for kind, (precision, recall, f1, n_gold) in table.items():
+    for kind, own in table.items():
         alone = [tuple([tag if tag.endswith(kind) else "O" for tag in tags] for tags in pair) for pair in sentences]
         found = seqeval_scores(alone)  # type: ignore[arg-type]
-        assert (precision, recall, f1) == pytest.approx(
-            (found["entity_precision"], found["entity_recall"], found["entity_f1"])
-        )
-        assert n_gold == sum(span[0] == kind for _, gold in sentences for span in entity_spans(gold))
+        assert own["n"] == sum(span[0] == kind for _, gold in sentences for span in entity_spans(gold))
+        for name in ("precision", "recall", "f1"):
+            assert own[name] == pytest.approx(found[f"entity_{name}"])
+
+
+def most_pairs(found: list[Span], true: list[Span], *, typed: bool) -> int:
+    """By trying every way to pair spans off."""
+    if not found:
+        return 0
+    (kind, first, stop), *rest = found
+    best = most_pairs(rest, true, typed=typed)
+    for i, (other, start, end) in enumerate(true):
+        if start < stop and first < end and (kind == other or not typed):
+            best = max(best, 1 + most_pairs(rest, true[:i] + true[i + 1 :], typed=typed))
+    return best
+
+
+@QUICK
+@given(tag_lists(BIO), tag_lists(BIO), st.booleans())
+def test_no_other_pairing_of_overlapping_spans_has_more_pairs(one: list[str], two: list[str], typed: bool) -> None:
+    found, true = entity_spans(one), entity_spans(two)
+    assert overlaps(found, true, typed=typed) == most_pairs(found, true, typed=typed)
+
+
+def test_views_of_boundaries_types_and_parts() -> None:
+    gold = ["B-X", "I-X", "O", "B-Y", "O", "B-X", "O", "O"]
+    found = ["B-X", "I-X", "O", "B-X", "O", "O", "B-X", "I-X"]  # exact; other type; missed; nothing there
+    scores = values([(found, gold)])
+    assert scores["entity_f1"] == pytest.approx(2 * 1 / 6)
+    assert scores["entity_f1_boundary"] == pytest.approx(2 * 2 / 6)
+    assert scores["entity_f1_type"] == pytest.approx(2 * 1 / 6)
+    assert scores["entity_f1_partial"] == pytest.approx(2 * 2 / 6)
+    cut = ["B-X", "O", "O", "B-Y", "O", "B-Y", "I-Y", "O"]  # half of it; exact; too long and of another type
+    scores = values([(cut, gold)])
+    assert scores["entity_f1"] == pytest.approx(2 * 1 / 6)
+    assert scores["entity_f1_boundary"] == pytest.approx(2 * 1 / 6)
+    assert scores["entity_f1_type"] == pytest.approx(2 * 2 / 6)
+    assert scores["entity_f1_partial"] == pytest.approx(2 * (1 + 2 / 2) / 6)
 
 
 def read(path: Path) -> list[list[str]]:
@@ -152,7 +190,7 @@ def test_published_scores_of_wnut17_systems(shared_data: Path) -> None:
     assert len(systems) == 7
     for name, published, _ in systems:
         predicted = read(folder / "outputs" / name)
-        scores = filled(list(zip(predicted, gold, strict=True))).compute("s", n_resamples=0, seed=0)
+        scores = compute(filled(list(zip(predicted, gold, strict=True))), "s", n_resamples=0, seed=0)
         assert f"{100 * scores['entity_f1'].value:.2f}" == published, name
         assert scores["entity_f1"].n == 1079
 
@@ -161,12 +199,15 @@ def test_each_score_says_what_it_is_averaged_over_and_how_tags_are_read() -> Non
     metric = EntityScores()
     metric.update(["B-X", "I-X", "O", "I-Y"], ["B-X", "I-X", "O", "O"], nll=6.0)
     metric.update(["B-X", "O"], ["B-Y", "I-Z"], nll=3.0)
-    scores = metric.compute("s", n_resamples=5, seed=3)
+    scores = compute(metric, "s", n_resamples=5, seed=3)
     assert {name: (score.value, score.n) for name, score in scores.items()} == {
         "entity_f1": (pytest.approx(2 / 6), 3),
         "entity_precision": (pytest.approx(1 / 3), 3),
         "entity_recall": (pytest.approx(1 / 3), 3),
         "entity_f1_strict": (pytest.approx(2 / 4), 2),
+        "entity_f1_boundary": (pytest.approx(4 / 6), 3),
+        "entity_f1_type": (pytest.approx(2 / 6), 3),
+        "entity_f1_partial": (pytest.approx(4 / 6), 3),
         "word_accuracy": (pytest.approx(3 / 6), 6),
         "loss": (pytest.approx(1.5), 6),
     }
@@ -175,13 +216,13 @@ def test_each_score_says_what_it_is_averaged_over_and_how_tags_are_read() -> Non
 
 
 def test_where_no_entity_is_every_entity_score_is_zero() -> None:
-    scores = filled([(["O", "O"], ["O", "O"])] * 3).compute("s", n_resamples=20, seed=0)
-    assert list(scores) == ["entity_f1", "entity_precision", "entity_recall", "entity_f1_strict", "word_accuracy"]
-    assert [tuple(score[:3]) for score in scores.values()] == [(0.0, 0.0, 0.0)] * 4 + [(1.0, 1.0, 1.0)]
+    scores = compute(filled([(["O", "O"], ["O", "O"])] * 3), "s", n_resamples=20, seed=0)
+    assert tuple(scores.pop("word_accuracy")[:3]) == (1.0, 1.0, 1.0)
+    assert [tuple(score[:3]) for score in scores.values()] == [(0.0, 0.0, 0.0)] * 7
 
 
 def test_of_one_sentence_there_is_no_interval() -> None:
-    score = filled([(["B-X"], ["B-X"])]).compute("s", n_resamples=20, seed=0)["entity_f1"]
+    score = compute(filled([(["B-X"], ["B-X"])]), "s", n_resamples=20, seed=0)["entity_f1"]
     assert score.value == 1.0
     assert math.isnan(score.low)
     assert math.isnan(score.high)
@@ -202,13 +243,15 @@ def test_intervals_are_those_of_resampled_sentences() -> None:
     rng = np.random.default_rng(5)
     sentences: Sentences = [tuple(rng.choice(BIO, size=(2, 6)).tolist()) for _ in range(40)]  # type: ignore[misc]
     sentences += [(gold, gold) for _, gold in sentences]
-    scores = filled(sentences).compute("s", n_resamples=60, seed=7)
-    assert scores == filled(sentences).compute("s", n_resamples=60, seed=7)
-    assert scores != filled(sentences).compute("s", n_resamples=60, seed=8)
+    scores = compute(filled(sentences), "s", n_resamples=60, seed=7)
+    assert scores == compute(filled(sentences), "s", n_resamples=60, seed=7)
+    assert scores != compute(filled(sentences), "s", n_resamples=60, seed=8)
 
-    draws = np.random.default_rng(7).multinomial(80, np.full(80, 1 / 80), size=60)
-    resampled = [values([sentences[i] for i in np.repeat(np.arange(80), counts)]) for counts in draws]
-    for name, score in scores.items():
-        ends = np.percentile([other[name] for other in resampled], [2.5, 97.5])
-        assert (score.low, score.high) == pytest.approx(tuple(ends))
+    (part,) = filled(sentences).parts()
+    counts = np.concatenate(list(resamples(np.ones(80, dtype=np.int64), 60, 7)))
+    found = part.scores(part.rows, counts)
+    for i, row in enumerate(counts):
+        wanted = values([sentences[place] for place in np.repeat(np.arange(80), row)])
+        assert {name: column[i] for name, (column, _) in found.items()} == pytest.approx(wanted)
+    for score in scores.values():
         assert score.low < score.value < score.high

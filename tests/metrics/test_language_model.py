@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score
-from nlpstack.metrics.intervals import bootstrap_totals, percentiles
+from nlpstack.metrics import Score, compute
+from nlpstack.metrics.intervals import percentiles, resamples
 from nlpstack.metrics.language_model import LanguageModelScores
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
@@ -27,14 +27,14 @@ class Scored(NamedTuple):
 
 
 def scores(
-    windows: Sequence[Scored], words: dict[int, int], *, n_targets: dict[int, int] | None = None, resamples: int = 50
+    windows: Sequence[Scored], words: dict[int, int], *, n_targets: dict[int, int] | None = None, n_resamples: int = 50
 ) -> dict[str, Score]:
     metric = LanguageModelScores()
     scored = {document: sum(w.tokens for w in windows if w.document == document) for document in words}
     for window in windows:
         metric.update(*window)
         metric.add_document(window.document, words[window.document], (n_targets or scored)[window.document])
-    return metric.compute("sig", n_resamples=resamples, seed=3)
+    return compute(metric, "sig", n_resamples=n_resamples, seed=3)
 
 
 def corpus(n_documents: int, rng: np.random.Generator) -> tuple[list[Scored], dict[int, int]]:
@@ -59,7 +59,7 @@ def test_scores_are_their_formulas_over_the_whole_corpus(n_documents: int, seed:
     windows, words = corpus(n_documents, np.random.default_rng(seed))
     nll = math.fsum(w.nll for w in windows)
     n_tokens, n_bytes, n_words = sum(w.tokens for w in windows), sum(w.n_bytes for w in windows), sum(words.values())
-    found = scores(windows, words, resamples=0)
+    found = scores(windows, words, n_resamples=0)
     wanted = {
         "loss": (nll / n_tokens, n_tokens),
         "perplexity": (math.exp(nll / n_tokens), n_tokens),
@@ -86,7 +86,7 @@ def test_of_a_document_scored_in_part_the_same_part_of_its_words_counts() -> Non
 
 def test_nothing_scored_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to score"):
-        LanguageModelScores().compute("", n_resamples=10, seed=0)
+        compute(LanguageModelScores(), "", n_resamples=10, seed=0)
 
 
 def test_a_text_without_words_has_no_word_perplexity() -> None:
@@ -100,25 +100,25 @@ def test_a_text_without_words_has_no_word_perplexity() -> None:
 
 @pytest.mark.parametrize(("n_documents", "unit"), [(1, "window"), (9, "window"), (10, "document"), (40, "document")])
 def test_documents_are_resampled_where_there_are_enough_else_windows(n_documents: int, unit: str) -> None:
-    found = scores(*corpus(n_documents, np.random.default_rng(1)), resamples=7)
+    found = scores(*corpus(n_documents, np.random.default_rng(1)), n_resamples=7)
     assert {score.signature for score in found.values()} == {f"sig|unit:{unit}|resamples:7|seed:3"}
 
 
 def test_windows_of_a_document_move_together() -> None:
     """Of documents without difference among them no resample differs, however their windows do."""
     windows = [Scored(d, nll, 10, 40) for d in range(12) for nll in (1.0, 30.0)]
-    found = scores(windows, dict.fromkeys(range(12), 5), resamples=200)
+    found = scores(windows, dict.fromkeys(range(12), 5), n_resamples=200)
     for score in found.values():
         assert score.low == pytest.approx(score.value)
         assert score.high == pytest.approx(score.value)
-    few = scores([w for w in windows if w.document < 5], dict.fromkeys(range(5), 5), resamples=200)
+    few = scores([w for w in windows if w.document < 5], dict.fromkeys(range(5), 5), n_resamples=200)
     assert few["loss"].low < few["loss"].value < few["loss"].high
 
 
 def test_units_are_the_sums_of_their_documents_in_any_order() -> None:
     windows, words = corpus(15, np.random.default_rng(5))
-    in_order = scores(sorted(windows, key=lambda w: w.document), words, resamples=100)
-    mixed = scores(windows, words, resamples=100)
+    in_order = scores(sorted(windows, key=lambda w: w.document), words, n_resamples=100)
+    mixed = scores(windows, words, n_resamples=100)
     for name, score in in_order.items():
         assert mixed[name][:3] == pytest.approx(score[:3], rel=1e-9)
 
@@ -136,7 +136,7 @@ def test_intervals_of_ninety_five_percent_hold_the_truth_about_as_often() -> Non
         windows = [
             Scored(d, float(h * n), int(n), 3 * int(n)) for d, (h, n) in enumerate(zip(hardness, lengths, strict=True))
         ]
-        found = scores(windows, dict.fromkeys(range(60), 5), resamples=300)
+        found = scores(windows, dict.fromkeys(range(60), 5), n_resamples=300)
         wanted = {"loss": truth, "perplexity": math.exp(truth), "bits_per_byte": truth / 3 / math.log(2)}
         for name in held:
             held[name] += found[name].low <= wanted[name] <= found[name].high
@@ -146,24 +146,25 @@ def test_intervals_of_ninety_five_percent_hold_the_truth_about_as_often() -> Non
 
 def test_intervals_are_a_function_of_the_seed() -> None:
     windows, words = corpus(20, np.random.default_rng(2))
-    assert scores(windows, words, resamples=100) == scores(windows, words, resamples=100)
-    units = np.arange(24.0).reshape(12, 2)
-    assert np.array_equal(bootstrap_totals(units, 50, 1), bootstrap_totals(units, 50, 1))
-    assert not np.array_equal(bootstrap_totals(units, 50, 1), bootstrap_totals(units, 50, 2))
+    assert scores(windows, words, n_resamples=100) == scores(windows, words, n_resamples=100)
+    for sizes in (np.ones(12, dtype=np.int64), np.array([3, 9, 28]), np.array([100, 200])):
+        one, same, other = (np.concatenate(list(resamples(sizes, 50, seed))) for seed in (1, 1, 2))
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, other)
 
 
 def test_intervals_hold_the_value_and_grow_with_fewer_documents() -> None:
     rng = np.random.default_rng(3)
     windows, words = corpus(200, rng)
-    wide = scores([w for w in windows if w.document < 20], words, resamples=300)
-    narrow = scores(windows, words, resamples=300)
+    wide = scores([w for w in windows if w.document < 20], words, n_resamples=300)
+    narrow = scores(windows, words, n_resamples=300)
     for found in (wide, narrow):
         assert all(score.low < score.value < score.high for score in found.values())
     assert narrow["loss"].high - narrow["loss"].low < wide["loss"].high - wide["loss"].low
 
 
 def test_without_resamples_there_is_no_interval() -> None:
-    found = scores(*corpus(20, np.random.default_rng(1)), resamples=0)
+    found = scores(*corpus(20, np.random.default_rng(1)), n_resamples=0)
     assert all(math.isnan(score.low) and math.isnan(score.high) for score in found.values())
     assert all(math.isfinite(score.value) for score in found.values())
     assert all(math.isnan(bound) for bound in percentiles(np.zeros(0)))
@@ -174,12 +175,14 @@ def test_a_single_unit_has_no_interval() -> None:
     assert all(math.isnan(score.low) and math.isnan(score.high) for score in found.values())
 
 
-def test_a_resample_draws_as_many_rows_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    units = np.column_stack((np.ones(30), 2.0 ** np.arange(30)))
-    totals = bootstrap_totals(units, 500, 1)
-    assert totals.shape == (500, 2)
-    assert (totals[:, 0] == 30).all()
-    assert totals[:, 1].std() > 0
-    assert totals[:, 1].mean() == pytest.approx(units[:, 1].sum(), rel=0.2)
+@pytest.mark.parametrize("sizes", [[1] * 30, [1, 5, 10, 14], [100, 200, 300]])
+def test_a_resample_draws_as_many_units_as_there_are(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = np.array(sizes)
+    counts = np.concatenate(list(resamples(given, 2000, 1)))
+    assert counts.shape == (2000, len(sizes))
+    assert (counts.sum(axis=1) == given.sum()).all()
+    assert counts.mean(axis=0) == pytest.approx(given, rel=0.2)
+    variance = given * (1 - given / given.sum())  # of a multinomial
+    assert counts.var(axis=0) == pytest.approx(variance, rel=0.25)
     monkeypatch.setattr("nlpstack.metrics.intervals._DRAWS_AT_ONCE", 64)  # drawn in parts, the draws are the same
-    assert np.array_equal(bootstrap_totals(units, 500, 1), totals)
+    assert np.array_equal(np.concatenate(list(resamples(given, 2000, 1))), counts)

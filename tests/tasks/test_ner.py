@@ -12,7 +12,7 @@ from nlpstack.data.labelled import TaggedExample
 from nlpstack.errors import DataError
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Labels
-from nlpstack.tasks import NER, TaskConfig
+from nlpstack.tasks import NER, EvalConfig, TaskConfig
 from nlpstack.tasks.ner import best_tags, may_follow, tags_of, windows_of
 from tests.tasks.conftest import KINDS
 
@@ -127,7 +127,7 @@ def test_padded_rows_score_as_they_do_alone_and_windows_as_one(tokenizers) -> No
 
 def decoded(task: NER, model: BERT, sentences: list[TaggedExample]) -> list[tuple[np.ndarray, list[int]]]:
     rows = task.encode(sentences, "val", lambda line: None)
-    metric, found = task.metric(), {}
+    metric, found = task.metric(EvalConfig()), {}
     with torch.inference_mode():
         for batch in rows.batches(10_000):
             for number, values, tags in task._decoded(model, batch, metric):

@@ -1,0 +1,134 @@
+"""Scores without a model: what any system put out, against what it should have put out."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nlpstack.data.labelled import read_texts, tagged_rows, text_field
+from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
+from nlpstack.errors import ConfigError, DataError
+from nlpstack.files import sha256_file
+from nlpstack.metrics.classification import LabelScores
+from nlpstack.metrics.entities import EntityScores
+from nlpstack.metrics.text import TextScores
+from nlpstack.results import EvalOptions, eval_config, make_result
+from nlpstack.tasks.generation import sentences
+
+TASKS = ("classification", "ner", "generation")
+_NUMBER = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def score_outputs(
+    predictions: str | Path, references: str | Path, task: str, options: EvalOptions, note: Note
+) -> dict[str, Any]:
+    """The result of predictions against references, line by line: texts, labels or numbers, or CoNLL sentences.
+
+    Both files are text, one line an example, or JSON lines (`text`, `label`, `tags`; `references`, or what a data set
+    of the task has). Raises DataError where they do not go together.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"--task {task}: files are scored for one of {', '.join(TASKS)}")
+    config = eval_config({key: value for key, value in options.flags.items() if value is not None}, {})
+    paths = Path(predictions), Path(references)
+    for flag, path in zip(("--predictions", "--references"), paths, strict=True):
+        if not path.is_file():
+            raise DataError(f"{flag} {path}: no such file")
+    read = {"classification": _labels, "ner": _tags, "generation": _texts}[task]
+    found, gold = read(paths[0], note, False), read(paths[1], note, True)
+    if len(found) != len(gold):
+        raise DataError(f"{paths[0]}: {len(found):,} predictions for the {len(gold):,} references of {paths[1]}")
+    if not gold:
+        raise DataError(f"{paths[1]}: is empty; give references to score against")
+    metric: Any
+    if task == "generation":
+        metric = TextScores(config.texts, sentences)
+    elif task == "ner":
+        metric = EntityScores()
+    else:
+        metric, found, gold = _label_scores(found, gold)
+    for number, (one, other) in enumerate(zip(found, gold, strict=True)):
+        if task == "ner" and len(one) != len(other):
+            raise DataError(f"{paths[0]}: sentence {number + 1:,} has {len(one)} tags for {len(other)} words")
+        try:
+            metric.update(one, other, number=number)
+        except DataError as error:  # a tag that is none
+            raise DataError(f"{paths[0]} and {paths[1]}: sentence {number + 1:,}: {error}") from error
+    hashes = {"data": sha256_file(paths[1]), "predictions": sha256_file(paths[0])}
+    told = make_result(metric, task, "outputs:file", config, options)
+    return {
+        "model": str(predictions),
+        "task": task,
+        "data": [str(references)],
+        "split": "file",
+        **told,
+        "hashes": hashes,
+    }
+
+
+def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScores, list[Any], list[Any]]:
+    """The metric that goes with the labels, and the labels as it takes them."""
+    both = [*found, *gold]
+    if all(isinstance(one, float) for one in both):
+        return LabelScores(), list(found), list(gold)
+    if all(isinstance(one, tuple) for one in both):
+        names = sorted({name for one in both for name in one})
+        told, true = ([[name in one for name in names] for one in part] for part in (found, gold))
+        return LabelScores(names, single=False), told, true
+    if not all(isinstance(one, str) for one in both):
+        raise DataError("predictions and references have labels of different kinds; give classes, lists or numbers")
+    names = sorted(set(both))
+    ids = {name: number for number, name in enumerate(names)}
+    return LabelScores(names), [ids[one] for one in found], [ids[one] for one in gold]
+
+
+def _rows(path: Path, note: Note, of_json: Callable[[str, dict[str, Any]], Any]) -> list[Any]:
+    """What each line holds: of JSON lines what `of_json` makes of a row, else the line itself."""
+    if corpus_suffix(path, [".jsonl"]):
+        return [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
+    return list(text_lines(path, note))
+
+
+def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
+    def of_json(where: str, row: dict[str, Any]) -> Any:
+        if is_gold and "references" in row:
+            return text_field(where, row, "references", many=True)
+        names = ("completion", "target", "text") if is_gold else ("text", "completion", "target")
+        name = next((one for one in names if one in row), names[0])
+        if is_gold:
+            return (text_field(where, row, name),)
+        if not isinstance(row.get(name), str):
+            raise DataError(f"{where}: '{name}' must be a text")
+        return row[name]
+
+    rows = _rows(path, note, of_json)
+    if is_gold:
+        rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+        empty = next((number for number, row in enumerate(rows, 1) if not any(one.strip() for one in row)), None)
+        if empty is not None:
+            raise DataError(f"{path}:{empty}: the reference is empty; there is nothing to compare with")
+    return rows
+
+
+def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:
+    def of_json(where: str, row: dict[str, Any]) -> Any:
+        value = row.get("label", row.get("score"))
+        if isinstance(value, list):
+            return tuple(map(str, value))
+        if not isinstance(value, str | float | int) or isinstance(value, bool):
+            raise DataError(f"{where}: 'label' must be a class, a list of classes or a number")
+        return float(value) if isinstance(value, float) else str(value)
+
+    if corpus_suffix(path, [".tsv", ".csv"]):
+        return [example.label for example in read_texts(path, note)]
+    rows = _rows(path, note, of_json)
+    if any(isinstance(row, str) and not row.strip() for row in rows):
+        raise DataError(f"{path}: has an empty line; each line is the label of an example")
+    if all(isinstance(row, str) and _NUMBER.fullmatch(row.strip()) for row in rows):
+        note(f"{path}: numbers, so this is regression")
+        return [float(row) for row in rows]
+    return [row.strip() if isinstance(row, str) else row for row in rows]
+
+
+def _tags(path: Path, note: Note, is_gold: bool) -> list[Any]:
+    return [tags for _, _, tags in tagged_rows(path, note, labelled=True)]

@@ -1,0 +1,119 @@
+"""What a result of an evaluation says, whatever was scored: numbers, examples, and gates."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlpstack import __version__
+from nlpstack.config import build, near
+from nlpstack.errors import ConfigError
+from nlpstack.examples import slices, worst_examples
+from nlpstack.metrics import Metric, Score, compute, lower_is_better
+from nlpstack.tasks import EvalConfig
+from nlpstack.train.log import finite
+
+_SCORERS = ("numpy", "scikit-learn", "sacrebleu", "rouge-score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What is asked of an evaluation; None leaves it to the run, or to the default."""
+
+    recipe: str | None = None  # a recipe of eval/; what is given beside it comes first
+    data: Sequence[str] = ()  # none: the run's own
+    documents: str | None = None
+    task: str | None = None  # none: what the model was trained for
+    base: str | Path | None = None  # of an adapter, where it is not where the adapter says
+    split: str | None = None  # none: test, or val where there is no test
+    metrics: Sequence[str] = ()  # none: all
+    overrides: Sequence[str] = ()  # "eval.key=value", and of a fine-tuned model "task.key=value" (see READING)
+    flags: Mapping[str, Any] = field(default_factory=dict)  # "key" of [eval] -> value
+    device: str = "auto"
+    dtype: str = "fp32"
+    threads: int | None = None
+    ignore_unknown: bool = False  # leave out examples with a label that training never saw, and say how many
+    baselines: bool | None = None  # what guessing gets, beside the model; None: yes
+    examples: int | None = None  # so many of the worst, and scores by length and label; None: none
+    command: str = ""  # as typed, for the record
+
+
+def eval_config(asked: Mapping[str, Any], record: Mapping[str, Any]) -> EvalConfig:
+    """The run's [eval], with what was asked for now on top."""
+    values = dict(record.get("eval", {}))
+    if "window" in asked and "stride" not in asked:
+        values.pop("stride", None)  # the run's stride belongs to its own window
+    origin = {f"eval.{key}": "config.toml" for key in values} | {f"eval.{key}": f"--{key}" for key in asked}
+    return build(EvalConfig, {**values, **asked}, "eval", origin, "eval")
+
+
+def make_result(
+    metric: Metric,
+    task: str,
+    signature: str,
+    config: EvalConfig,
+    options: EvalOptions,
+    *,
+    texts: Callable[[int], str] | None = None,
+) -> dict[str, Any]:
+    """What a result says of scores: the numbers, what is more than a number, and what a comparison needs."""
+    parts = metric.parts()
+    scores = compute_all(metric, signature, config)
+    for name in options.metrics:
+        if name not in scores:
+            raise ConfigError(f"--metric {name}: not a metric of the task {task}{near(name, scores)}")
+    result: dict[str, Any] = {"metrics": chosen(scores, options.metrics)}
+    details: dict[str, Any] = getattr(metric, "details", dict)()  # what is more than a number, of some metrics
+    if details:
+        result["details"] = finite(details)
+    if options.examples and metric.told:
+        result["slices"] = finite(slices(metric, parts, texts))
+        result["examples"] = finite(worst_examples(metric, parts, options.examples, texts))
+    versions = {"nlpstack": __version__, "torch": torch.__version__, **{n: metadata.version(n) for n in _SCORERS}}
+    return {**result, "versions": versions, "eval": asdict(config), "command": options.command}
+
+
+def compute_all(metric: Metric, signature: str, config: EvalConfig) -> dict[str, Score]:
+    """Every score, with its interval as [eval] asks for it."""
+    return compute(metric, signature, n_resamples=config.resamples, seed=config.seed)
+
+
+def chosen(scores: Mapping[str, Score], names: Sequence[str] = ()) -> dict[str, Any]:
+    """Scores as a result has them; of no names all."""
+    return {name: finite(scores[name]._asdict()) for name in names or scores}
+
+
+def listed(result: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each score to show: whose it is (of the model: nothing), its name, itself; of guesses those that are defined."""
+    for guess, scores in (("", result["metrics"]), *result.get("baselines", {}).items()):
+        for name, score in scores.items():
+            if not guess or (score["value"] is not None and name in result["metrics"]):
+                yield guess, name, score
+
+
+def failed_gates(results: Iterable[Mapping[str, Any]], gates: Sequence[str]) -> list[str]:
+    """A line for each score that is worse than a gate "METRIC=VALUE" asks; ConfigError for a gate nothing has."""
+    failed, results = [], list(results)
+    for gate in gates:
+        name, equals, text = gate.partition("=")
+        try:
+            limit = float(text)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ConfigError(f"--fail-under {gate}: wanted METRIC=VALUE, e.g. accuracy=0.9")
+        having = [result for result in results if name in result["metrics"]]
+        if not having:
+            there = sorted({one for result in results for one in result["metrics"]})
+            raise ConfigError(f"--fail-under {name}: no result has this metric{near(name, there)}")
+        for result in having:
+            value = result["metrics"][name]["value"]
+            if value is None or (value > limit if lower_is_better(name) else value < limit):
+                worse = "above" if lower_is_better(name) else "below"
+                failed.append(
+                    f"{result['model']}: {name} {value if value is None else f'{value:.6g}'} is {worse} {text}"
+                )
+    return failed

@@ -1,0 +1,223 @@
+"""What `nlpstack eval` says beside scores: guesses, examples, slices, gates; and what any system put out."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from nlpstack.recipes import list_recipes
+from tests.conftest import ROOT
+from tests.tiny import nlpstack, pretrain, write_text
+from tests.tiny_labelled import finetune
+
+SCHEMA = Draft202012Validator(json.loads((ROOT / "docs/results.schema.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def runs(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder runs/ with a run of each kind; no test changes it."""
+    from tests.tiny_labelled import write_data
+
+    folder = tmp_path_factory.mktemp("work")
+    files = write_data(folder)
+    for recipe, base in (("classification", "bert"), ("ner", "bert"), ("generation", "gpt")):
+        done = finetune(recipe, folder / "runs" / recipe, bases[base], files[recipe])
+        assert done.code == 0, done.err
+    text = write_text(folder)
+    assert nlpstack(*pretrain(text, folder / "runs" / "gpt", "--quiet")).code == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def work(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own to be in, with these runs."""
+    shutil.copytree(runs, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+FEW = ("--set", "eval.new_tokens=4", "--set", "eval.resamples=20")
+
+
+def test_one_table_of_all_runs_with_guesses_and_results_that_fit_the_schema(work: Path) -> None:
+    done = nlpstack("eval", "--save", "all.json", *FEW)
+    assert done.code == 0, done.err
+    saved = json.loads(Path("all.json").read_text())
+    SCHEMA.validate(saved)
+    by_task = {result["task"]: result for result in saved["results"]}
+    assert by_task.keys() == {"classification", "ner", "generation", "causal_lm"}
+    assert by_task["classification"]["baselines"].keys() == {"majority", "tfidf_logistic"}
+    assert by_task["ner"]["baselines"].keys() == {"most_frequent_tag"}
+    assert by_task["causal_lm"]["baselines"].keys() == {"unigram", "bigram"}
+    assert {"bleu", "chrf", "rougeL", "loss"} <= by_task["generation"]["metrics"].keys()
+    assert "|decoding:greedy|new_tokens:4|" in by_task["generation"]["metrics"]["bleu"]["signature"]
+    for result in saved["results"]:
+        own = json.loads((work / result["model"] / "results.json").read_text())
+        SCHEMA.validate(own)
+        assert own["results"] == [result]
+        for name in result["metrics"]:
+            assert re.search(rf"^{result['model']} +\w+ +{name} ", done.out, re.MULTILINE), name
+    assert re.search(r"^  bigram +val +bits_per_byte ", done.out, re.MULTILINE)
+
+
+def test_without_guesses_and_with_one_metric(work: Path) -> None:
+    result = nlpstack("eval", "runs/ner", "--no-baselines", "--metric", "entity_f1", "--json").json["results"][0]
+    assert "baselines" not in result
+    assert list(result["metrics"]) == ["entity_f1"]
+    fault = nlpstack("eval", "runs/ner", "--metric", "entity_f2").fault
+    assert "--metric entity_f2: not a metric of the task ner; did you mean 'entity_f1'" in fault
+
+
+def test_where_the_training_data_is_gone_other_data_is_scored_without_guesses(
+    bases: dict[str, Path], data: dict[str, Path], tmp_path: Path
+) -> None:
+    assert finetune("ner", tmp_path / "run", bases["bert"], data["ner"]).code == 0
+    moved = tmp_path / "other.conll"
+    (data["ner"] / "test.conll").rename(moved)
+    shutil.rmtree(data["ner"])
+    done = nlpstack("eval", tmp_path / "run", "--data", moved, "--json")
+    assert "baselines" not in done.json["results"][0]
+    assert "its training data is not there (" in done.err
+    assert "no training part is at hand, so nothing is guessed beside the model" in done.err
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in list_recipes("eval")])
+def test_recipes_of_evaluation_choose_runs_and_what_is_said(recipe: str, work: Path) -> None:
+    results = nlpstack("eval", "--recipe", recipe, "--json", *FEW).json["results"]
+    tasks = {result["task"] for result in results}
+    assert len(tasks) == 4 if recipe == "all" else len(tasks) == 1
+    assert all(("examples" in result) == (recipe in ("classification", "ner", "generation")) for result in results)
+
+
+def test_the_worst_examples_and_parts_of_the_data(work: Path) -> None:
+    result = nlpstack("eval", "runs/classification", "--split", "train", "--examples", 3, "--json").json["results"][0]
+    worst = result["examples"]
+    assert len(worst) == 3
+    assert [one["loss"] for one in worst] == sorted((one["loss"] for one in worst), reverse=True)
+    assert set(worst[0]) == {"example", "loss", "input", "predicted", "true"}
+    assert worst[0]["true"] in ("good", "bad")
+    assert {"label good", "label bad"} < result["slices"].keys()
+    parts = [result["slices"][f"label {name}"] for name in ("good", "bad")]
+    whole = sum(part["accuracy"] * part["n"] for part in parts) / sum(part["n"] for part in parts)
+    assert whole == pytest.approx(result["metrics"]["accuracy"]["value"])
+    lengths = [part["n"] for name, part in result["slices"].items() if name.endswith("words")]
+    assert sum(lengths) == result["metrics"]["accuracy"]["n"]
+    assert "--examples is of labelled data" in nlpstack("eval", "runs/gpt", "--no-baselines", "--examples", 1).err
+    told = nlpstack("eval", "runs/ner", "--examples", 1, "--json").json["results"][0]["examples"][0]
+    assert told["input"] == "Dan saw Rome"
+    assert told["true"] == ["B-PER", "O", "B-LOC"]
+
+
+def test_gates_fail_a_score_that_is_worse(work: Path) -> None:
+    result = nlpstack("eval", "runs/gpt", "--json").json["results"][0]
+    loss = result["metrics"]["loss"]["value"]
+    assert nlpstack("eval", "runs/gpt", "--fail-under", f"loss={loss + 0.1}").code == 0
+    failed = nlpstack("eval", "runs/gpt", "--fail-under", f"loss={loss - 0.1}", "--json")
+    assert failed.code == 1
+    assert json.loads(failed.out)["results"]
+    assert f"--fail-under: runs/gpt: loss {loss:.6g} is above {loss - 0.1}" in failed.err
+    assert nlpstack("eval", "runs/ner", "--fail-under", "word_accuracy=0").code == 0
+    below = nlpstack("eval", "runs/ner", "--fail-under", "word_accuracy=1.01")
+    assert (below.code, "word_accuracy" in below.err) == (1, True)
+    for gate, message in (
+        ("loss", "--fail-under loss: wanted METRIC=VALUE"),
+        ("loss=x", "--fail-under loss=x: wanted METRIC=VALUE"),
+        ("los=1", "--fail-under los: no result has this metric; did you mean 'loss'"),
+    ):
+        assert message in nlpstack("eval", "runs/gpt", "--fail-under", gate).fault
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["runs/ner", "--task", "classification"],
+            "--task classification: does not fit runs/ner; it can be scored for ner",
+        ),
+        (
+            ["runs/gpt", "--task", "ner"],
+            "--task ner: does not fit runs/gpt; it can be scored for causal_lm, generation",
+        ),
+        (["runs/ner", "--split", "val", "--data", "gone.conll"], "gone.conll"),
+        (["--recipe", "nothing"], "no eval recipe is called 'nothing'"),
+        (
+            ["runs/ner", "--predictions", "x"],
+            "--predictions, --references and --task go together: --references is missing",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(words: list[str], message: str, work: Path) -> None:
+    assert message in nlpstack("eval", *words).fault
+
+
+# -- what any system put out ----------------------------------------------------------------------------------------
+
+
+def scored(task: str, predictions: Path, references: Path, *words: object) -> dict[str, float]:
+    given = ("--predictions", predictions, "--references", references, "--task", task)
+    (result,) = nlpstack("eval", *given, "--json", *words).json["results"]
+    SCHEMA.validate({"results": [result]})
+    return {name: score["value"] for name, score in result["metrics"].items()}
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_files_of_texts_labels_numbers_and_tags(tmp_path: Path) -> None:
+    texts = write(tmp_path / "out.txt", "the cat sat on the mat", "")
+    gold = write(
+        tmp_path / "gold.jsonl", {"references": ["the cat sat on the mat", "a cat"]}, {"references": ["a dog"]}
+    )
+    found = scored("generation", texts, gold)
+    assert found["exact_match"] == 0.5
+    assert found["rougeL"] == 50
+    plain = write(tmp_path / "gold.txt", "the cat sat on the mat", "a dog")
+    assert scored("generation", texts, plain)["bleu"] == found["bleu"]
+    one = write(tmp_path / "labels.jsonl", {"label": "yes", "probabilities": {}}, {"label": "no"}, {"label": "no"})
+    two = write(tmp_path / "labels.tsv", "text\tlabel", "a\tyes", "b\tyes", "c\tno")
+    assert scored("classification", one, two)["accuracy"] == pytest.approx(2 / 3)
+    many = write(tmp_path / "many.jsonl", {"label": ["a", "b"]}, {"label": []})
+    assert scored("classification", many, many)["f1_micro"] == 1
+    numbers, others = write(tmp_path / "n.txt", "1.0", "2.5", "3.5"), write(tmp_path / "m.txt", "1.5", "2.0", "4.0")
+    assert scored("classification", numbers, others)["spearman"] == pytest.approx(1)
+    tags = write(tmp_path / "out.conll", "Ann\tB-PER", "left\tO", "", "Rome\tI-LOC")
+    true = write(tmp_path / "gold.conll", "Ann\tB-PER", "left\tO", "", "Rome\tB-LOC")
+    found = scored("ner", tags, true)
+    assert (found["entity_f1"], found["entity_f1_strict"]) == (1.0, pytest.approx(2 / 3))
+
+
+def test_published_scores_from_the_command_line(shared_data: Path) -> None:
+    folder = shared_data / "wnut17"
+    systems = [line.split("\t") for line in (folder / "outputs" / "scores.tsv").read_text().splitlines()[1:]]
+    name, published, _ = systems[0]
+    found = scored("ner", folder / "outputs" / name, folder / "test.conll", "--set", "eval.resamples=0")
+    assert f"{100 * found['entity_f1']:.2f}" == published
+    outputs, gold = shared_data / "e2e" / "outputs" / "test.tgen.txt", shared_data / "e2e" / "test.jsonl"
+    assert f"{scored('generation', outputs, gold, '--lowercase', '--set', 'eval.resamples=0')['bleu']:.2f}" == "65.93"
+
+
+@pytest.mark.parametrize(
+    ("task", "one", "two", "message"),
+    [
+        ("generation", "a\nb\n", "a\n", "one.txt: 2 predictions for the 1 references of "),
+        ("generation", "a\n", " \n", "two.txt:1: the reference is empty; there is nothing to compare with"),
+        ("generation", "", "", "two.txt: is empty; give references to score against"),
+        ("classification", "a\n\n", "a\nb\n", "one.txt: has an empty line; each line is the label of an example"),
+        ("classification", "a\n", "1.5\n", "labels of different kinds"),
+        ("ner", "Ann\tB-PER\n", "Ann\tQ-PER\n", "sentence 1: unknown tag 'Q-PER'"),
+        ("ner", "Ann\tB-PER\nleft\tO\n", "Ann\tB-PER\n", "sentence 1 has 2 tags for 1 words"),
+        ("similarity", "a\n", "a\n", "--task similarity: files are scored for one of classification, ner, generation"),
+    ],
+)
+def test_files_that_do_not_go_together_are_one_line(
+    task: str, one: str, two: str, message: str, tmp_path: Path
+) -> None:
+    paths = tmp_path / "one.txt", tmp_path / "two.txt"
+    for path, content in zip(paths, (one, two), strict=True):
+        path.write_text(content)
+    assert message in nlpstack("eval", "--predictions", paths[0], "--references", paths[1], "--task", task).fault
