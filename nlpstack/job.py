@@ -273,11 +273,12 @@ class Job:
             parameters=count_parameters(model),
             weights=weights_hash(folder.model),
         )
-        baselines: dict[str, dict[str, float]] = {}
+        baselines: dict[str, dict[str, Any]] = {}
         for name, guess in material.baselines().items():
             found = compute(guess, "", n_resamples=0, seed=0)
             shown = [one for one in SHOWN if one in found] or ["loss"]
-            values = baselines[name] = {one: found[one].value for one in shown}
+            values = {one: found[one].value for one in shown}
+            baselines[name] = {one: finite(found[one]._asdict()) for one in shown}
             self.say(f"baseline {name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
             for metric, value in values.items():
                 own, sign = scores[metric].value, -1 if metric.endswith("loss") else 1

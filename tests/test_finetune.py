@@ -48,7 +48,7 @@ def test_the_best_validation_is_kept_and_frozen_weights_are_proved_unchanged(bas
     assert "unchanged to the bit" in outcome.err
     assert "LoRA: rank 8 on 12 layers" in outcome.err
     assert "heads: fresh classifier; left behind mlm, pooler, nsp" in outcome.err
-    assert "baseline majority: entity_f1" in outcome.err
+    assert "baseline most_frequent_tag: entity_f1" in outcome.err
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = max(record["val"]["entity_f1"] for record in records if "val" in record)
     assert outcome.json["val"]["entity_f1"] == pytest.approx(best)
@@ -65,11 +65,11 @@ def test_a_model_that_is_no_better_than_guessing_is_said_to_be_so(bases, data, k
     if known:  # each name of the validation part is one of training's: remembering tells them all
         (data["ner"] / "dev.conll").write_text(TAGGED["train"])
     outcome = finetune("ner-lora", tmp_path / "run", bases["bert"], data["ner"], **{"train.epochs": 1})
-    guess = json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]["baselines"]["majority"]
-    assert guess["entity_f1"] == guessed
-    for metric, value in guess.items():
+    guess = json.loads((tmp_path / "run" / "results.json").read_text())["results"][0]["baselines"]["most_frequent_tag"]
+    assert guess["entity_f1"]["value"] == guessed
+    for metric, value in ((name, score["value"]) for name, score in guess.items()):
         own = outcome.json["val"][metric]
-        warning = f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess majority"
+        warning = f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess most_frequent_tag"
         assert (warning in outcome.err) == (own <= value)
     assert known == ("warning: the model's entity_f1" in outcome.err)
 

@@ -43,6 +43,8 @@ FEW = ("--set", "eval.new_tokens=4", "--set", "eval.resamples=20")
 
 
 def test_one_table_of_all_runs_with_guesses_and_results_that_fit_the_schema(work: Path) -> None:
+    for path in Path("runs").glob("*/results.json"):
+        SCHEMA.validate(json.loads(path.read_text()))  # as training left it
     done = nlpstack("eval", "--save", "all.json", *FEW)
     assert done.code == 0, done.err
     saved = json.loads(Path("all.json").read_text())
@@ -58,6 +60,7 @@ def test_one_table_of_all_runs_with_guesses_and_results_that_fit_the_schema(work
         own = json.loads((work / result["model"] / "results.json").read_text())
         SCHEMA.validate(own)
         assert own["results"] == [result]
+        assert {"hashes", "versions", "eval", "command"} < result.keys()
         for name in result["metrics"]:
             assert re.search(rf"^{result['model']} +\w+ +{name} ", done.out, re.MULTILINE), name
     assert re.search(r"^  bigram +val +bits_per_byte ", done.out, re.MULTILINE)

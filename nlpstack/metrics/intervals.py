@@ -31,6 +31,7 @@ class Units:
     rows: np.ndarray  # (n, k)
     about: Mapping[str, Any] = field(default_factory=dict)  # what else the formula takes
     readings: Mapping[str, str] = field(default_factory=dict)  # score -> what its signature has beside that of all
+    resampled: bool = True  # false: samples drawn with replacement say nothing of it, so it has no interval
 
     def scores(self, rows: np.ndarray, counts: np.ndarray) -> Values:
         """The formula of these rows; what is not defined is nan."""
@@ -43,7 +44,7 @@ class Units:
         if n and rows.shape[1] <= _NARROW:  # of equal rows one is enough, drawn as often as all of them together
             rows, sizes = np.unique(rows, axis=0, return_counts=True)
         drawn: dict[str, list[np.ndarray]] = {}
-        for counts in resamples(sizes, n_resamples, seed):
+        for counts in resamples(sizes, n_resamples * self.resampled, seed):
             for name, (values, _) in self.scores(rows, counts).items():
                 drawn.setdefault(name, []).append(values)
         return {

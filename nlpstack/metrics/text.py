@@ -133,7 +133,7 @@ class TextScores:
         grams = [[numbers.setdefault(one, len(numbers)) for one in _ngrams(text.split(), n)] for text in texts]
         rows = np.array(list(zip_longest(*grams, fillvalue=-1)), dtype=np.int64).T.reshape(len(texts), -1)
         name = f"distinct{n}"
-        return Units(distinct_formula, "text", rows, {"name": name}, {name: f"|words:{n}"})
+        return Units(distinct_formula, "text", rows, {"name": name}, {name: f"|words:{n}"}, resampled=False)
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
