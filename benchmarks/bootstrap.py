@@ -3,7 +3,8 @@
     python benchmarks/bootstrap.py [--pairs 5]
 
 One scoring is filling the metric and computing it without resamples; the bootstrap is what resamples add. Each is timed
-three times in turn and the best counts; the table has the medians of the pairs' ratios, and the bootstrap's seconds.
+three times and the best counts; the table has the medians of the pairs' ratios, and the bootstrap's seconds. Texts take
+most of the ten minutes.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def kinds(metric: Metric) -> dict[str, float]:
     return found
 
 
-def seconds(fill: Callable[[], Metric], n_resamples: int) -> float:
+def timed(fill: Callable[[], Metric], n_resamples: int) -> float:
     """Of filling and computing a metric."""
     started = time.perf_counter()
     compute(fill(), "", n_resamples=n_resamples, seed=0)
@@ -92,7 +93,7 @@ def main() -> None:
         fill = make()
         whole, ratios, parts = [], [], []
         for _ in range(options.pairs):
-            once, with_resamples = (min(seconds(fill, n) for _ in range(3)) for n in (0, RESAMPLES))
+            once, with_resamples = (min(timed(fill, n) for _ in range(3)) for n in (0, RESAMPLES))
             whole.append(once)
             ratios.append((with_resamples - once) / once)
             parts.append(kinds(fill()))
