@@ -66,7 +66,7 @@ def test_losses_are_logged_apart_and_first_as_of_fresh_weights(finished: tuple[P
     stored = json.loads((out / "results.json").read_text())["results"][0]
     assert set(stored["metrics"]) == names
     assert stored["task"] == "masked_lm"
-    assert 0 < stored["baselines"]["bigram"]["mlm_accuracy"] < 1
+    assert 0 < stored["baselines"]["bigram"]["mlm_accuracy"]["value"] < 1
     rows = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["tokens"]
     assert rows < 4 * 32, "padding is not counted"
 
