@@ -59,9 +59,10 @@ def make_result(
     *,
     texts: Callable[[int], str] | None = None,
 ) -> dict[str, Any]:
-    """What a result says of scores: the numbers, what is more than a number, and what a comparison needs."""
+    """What a result says of scores: the numbers, what is more than a number, and how they came about."""
     parts = metric.parts()
-    scores = compute_all(metric, signature, config)
+    how: dict[str, Any] = {"n_resamples": config.resamples, "seed": config.seed}
+    scores = {name: score for part in parts for name, score in part.compute(signature, **how).items()}
     for name in options.metrics:
         if name not in scores:
             raise ConfigError(f"--metric {name}: not a metric of the task {task}{near(name, scores)}")
