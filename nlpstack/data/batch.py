@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,17 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, labels={name: change(tensor) for name, tensor in self.labels.items()}, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A batch that is scored, with what else its scores need."""
+
+    batch: Batch
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its tensors on another device."""
+        return replace(self, batch=self.batch.to(device))
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 import codecs
 import glob
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this
 Note = Callable[[str], None]  # takes a line that says what was done
 SUFFIXES = (".txt", ".jsonl")
 PACKED = (".gz", ".zst")
-_ZST_BYTES = 1 << 12  # packed bytes unpacked at a time: text that repeats grows a thousandfold
 _DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)  # what reading a broken packed file raises
 SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -111,51 +109,22 @@ def corpus_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
 @contextmanager
 def open_packed(path: Path) -> Iterator[IO[bytes]]:
     """The file's unpacked bytes, as a stream; a file that cannot be opened, or is damaged, is a DataError."""
-    suffix, damage = path.suffix.lower(), _DAMAGE
-    zstandard: Any = None
-    if suffix == ".zst":
+    suffix, unpack, damage = path.suffix.lower(), cast(Any, open), _DAMAGE
+    if suffix == ".gz":
+        unpack = gzip.open
+    elif suffix == ".zst":
         try:
-            import zstandard
+            from backports import (
+                zstd,  # of Python 3.14; unlike zstandard's, it tells where a file breaks off in a frame
+            )
         except ImportError as error:
-            raise DataError(f"{path}: .zst needs the package zstandard: pip install 'nlpstack[zstd]'") from error
-        damage = (*damage, zstandard.ZstdError)
+            raise DataError(f"{path}: .zst needs the package backports.zstd: pip install 'nlpstack[zstd]'") from error
+        unpack, damage = zstd.open, (*_DAMAGE, zstd.ZstdError)
     try:
-        with gzip.open(path, "rb") if suffix == ".gz" else open(path, "rb") as file:
-            if zstandard is None:
-                yield cast(IO[bytes], file)
-            else:
-                yield io.BufferedReader(_ZstdFrames(cast(IO[bytes], file), zstandard.ZstdDecompressor()))
+        with unpack(path, "rb") as file:
+            yield file
     except damage as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-class _ZstdFrames(io.RawIOBase):
-    """The unpacked bytes of a .zst file; EOFError where it breaks off in a frame, which zstandard's reader hides."""
-
-    def __init__(self, file: IO[bytes], decompressor: Any) -> None:
-        self._file, self._decompressor = file, decompressor
-        self._frame: Any = None  # the one being unpacked
-        self._packed = self._unpacked = b""
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; the number of bytes comes back, 0 at the end."""
-        while not self._unpacked:
-            self._packed = self._packed or self._file.read(_ZST_BYTES)
-            if not self._packed:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a compressed frame")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._unpacked, self._packed = self._frame.decompress(self._packed), b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        size = min(len(buffer), len(self._unpacked))
-        buffer[:size], self._unpacked = self._unpacked[:size], self._unpacked[size:]
-        return size
 
 
 def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterator[Piece]:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
+from nlpstack.errors import ModelError
 from nlpstack.metrics import Metric
 from nlpstack.metrics.text import TextScoring
 
@@ -99,16 +100,17 @@ class Task(Protocol):
 
     name: str
     target: str  # the score that training watches
-    lower_is_better: bool
-    loss_chunk: int  # rows whose logits are held at a time
-    layout: DocumentLayout
-    predicted_share: float  # of the tokens of a batch, that the model has to predict
+    loss_chunk: int = 1  # rows whose logits are held at a time
+    layout: DocumentLayout = DocumentLayout()
+    predicted_share: float = 0.0  # of the tokens of a batch, that the model has to predict
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Loss terms, each summed over its targets; their counts are the batch's `n_targets`."""
+        raise ModelError(f"{self.name} is no task to train for")
 
     def eval_batches(self, model: nn.Module, data: Any, config: EvalConfig) -> Iterator[Any]:
-        """What there is to score, in batches with a `to(device)`."""
+        """What there is to score, in batches with a `to(device)`: of labelled data all rows, under the token budget."""
+        yield from data.batches(config.batch_tokens)
 
     def metric(self, config: EvalConfig) -> Metric:
         """An empty metric for `score` to fill."""

@@ -12,7 +12,7 @@ from nlpstack.errors import ConfigError
 from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.model import GPT
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
-from nlpstack.tasks.base import DocumentLayout, EvalConfig
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task
 from nlpstack.tasks.windows import WindowBatch, batch_windows, windows
 from nlpstack.tokenizer import Tokenizer
 
@@ -21,12 +21,11 @@ PROMPT_CHARS = 60  # where words are long, or not set apart
 _PROMPT_TOKENS = 256  # tokens read to find a prompt in
 
 
-class CausalLM:
+class CausalLM(Task):
     """The next-token task."""
 
     name = "causal_lm"
     target = "loss"
-    lower_is_better = True
     predicted_share = 1.0
 
     def __init__(self, tokenizer: Tokenizer) -> None:

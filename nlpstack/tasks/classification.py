@@ -14,10 +14,10 @@ from nlpstack.data.labelled import TextExample
 from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.metrics.classification import LabelScores
-from nlpstack.model import BERT, TransformerConfig
+from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, strange_label
+from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, label_logits, strange_label
 from nlpstack.tokenizer import Tokenizer
 
 _TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
@@ -40,15 +40,11 @@ def labels_of(examples: Sequence[TextExample], note: Note) -> Labels:
     return Labels(tuple(map(str, names)), "multi" if multi else "single")
 
 
-class Classification:
+class Classification(Task):
     """The task of labels on texts (Devlin et al. 2019, section 4.1)."""
 
     name = "classification"
     heads: tuple[Head, ...] = ("pooler", "sequence")
-    lower_is_better = False
-    loss_chunk = 1
-    layout = DocumentLayout()
-    predicted_share = 0.0
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
         self.tokenizer, self.labels, self.config = tokenizer, labels, config
@@ -106,7 +102,7 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The loss summed over examples: cross-entropy, of several labels the mean over them, or the squared error."""
-        logits = self._logits(model, batch)
+        logits = label_logits(model, batch)
         labels = batch.labels["label"]
         if self.labels.problem == "multi":
             return {"label": F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1).sum()}
@@ -116,14 +112,6 @@ class Classification:
         smoothing = self.config.label_smoothing
         return {"label": F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)}
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(model, BERT)
-        return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()  # (B, C)
-
-    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
-        """All rows, in batches under the token budget."""
-        return data.batches(config.batch_tokens)
-
     def metric(self, config: EvalConfig) -> LabelScores:
         """The scores that go with the kind of labels, not filled yet."""
         problem = self.labels.problem
@@ -131,7 +119,7 @@ class Classification:
 
     def score(self, model: nn.Module, batch: RowBatch, metric: LabelScores) -> None:
         """Score a batch."""
-        logits, labels = self._logits(model, batch.batch), batch.batch.labels["label"]
+        logits, labels = label_logits(model, batch.batch), batch.batch.labels["label"]
         numbers = [row.example for row in batch.rows]
         if self.labels.problem == "regression":
             columns: list[Any] = [logits[:, 0], labels]
@@ -160,7 +148,7 @@ class Classification:
             yield from self._told(model, batch.to(device))
 
     def _told(self, model: nn.Module, batch: RowBatch) -> Iterator[tuple[int, dict[str, Any]]]:
-        logits = self._logits(model, batch.batch)
+        logits = label_logits(model, batch.batch)
         single = self.labels.problem == "single"
         shares = logits.softmax(dim=1) if single else logits.sigmoid()
         for row, values, logit in zip(batch.rows, shares.tolist(), logits.tolist(), strict=True):

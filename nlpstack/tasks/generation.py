@@ -19,7 +19,7 @@ from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.metrics.text import TextScores, TextScoring
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, RowBatch
 from nlpstack.tokenizer import Tokenizer
 
@@ -61,14 +61,12 @@ class GenerationScores:
         return parts
 
 
-class Generation:
+class Generation(Task):
     """The task of completions: the next-token loss on a completion and the end after it, given the prompt."""
 
     name = "generation"
     target = "loss"
-    lower_is_better = True
     predicted_share = 1.0
-    layout = DocumentLayout()
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, config: TaskConfig) -> None:
         if tokenizer.eos_id is None:

@@ -1,18 +1,18 @@
 """What the tasks on labelled files share: rows of an encoder's input, their batches, and the order of scoring."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch, by_length, pad_rows
+from nlpstack.data.batch import Batch, Scored, by_length, pad_rows
 from nlpstack.data.loader import Example
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
-from nlpstack.model import TransformerConfig
+from nlpstack.model import BERT, TransformerConfig
 from nlpstack.tokenizer import Tokenizer
 
 
@@ -27,16 +27,11 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowBatch:
+class RowBatch(Scored):
     """Rows that are scored together."""
 
-    batch: Batch
     rows: list[Encoded]
     examples: Sequence[Any]  # all there are: a row has its example's number
-
-    def to(self, device: torch.device) -> "RowBatch":
-        """The same with its tensors on another device."""
-        return replace(self, batch=self.batch.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +76,12 @@ class EncodedRows:
             segments=torch.from_numpy((second & real).astype(np.int64)) if self.segments else None,
             n_targets=n_targets,
         )
+
+
+def label_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """A classifier's logits in fp32 or wider: (B, C) of texts, (B, T, C) of tokens."""
+    assert isinstance(model, BERT)
+    return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()
 
 
 def strange_label(where: str, kind: str, name: str, known: Sequence[str]) -> DataError:

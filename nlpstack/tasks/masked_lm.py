@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
@@ -17,7 +17,7 @@ from nlpstack.model import BERT
 from nlpstack.model.heads import HEADS, Head
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks import masked_rows
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
+from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
 from nlpstack.tasks.masked_rows import MaskedRows, PackedRows, PairRows, RowFormat, Stretches
 from nlpstack.tokenizer import Tokenizer
 
@@ -25,23 +25,17 @@ _SHOWN_TOKENS = 24  # of the text around a guess that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredBatch:
+class ScoredBatch(Scored):
     """What is scored together: examples with their hidden tokens, or one stretch's tokens, each hidden alone."""
 
-    batch: Batch
     alone: bool
 
-    def to(self, device: torch.device) -> "ScoredBatch":
-        """The same with its tensors on another device."""
-        return replace(self, batch=self.batch.to(device))
 
-
-class MaskedLM:
+class MaskedLM(Task):
     """The task of a BERT's pretraining (Devlin et al. 2019, section 3.1), without next sentences RoBERTa's."""
 
     name = "masked_lm"
     target = "loss"
-    lower_is_better = True
 
     def __init__(self, tokenizer: Tokenizer, config: TaskConfig, length: int, *, language: str = "en") -> None:
         """`length` is that of a row, the model's context. ModelError if the tokenizer lacks a token that is needed."""

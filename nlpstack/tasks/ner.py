@@ -15,10 +15,10 @@ from nlpstack.data.labelled import TaggedExample
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.metrics.entities import EntityScores, entity_spans
-from nlpstack.model import BERT, TransformerConfig
+from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
-from nlpstack.tasks.base import DocumentLayout, EvalConfig, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, strange_label
+from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, label_logits, strange_label
 from nlpstack.tokenizer import Tokenizer
 
 TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
@@ -100,16 +100,12 @@ class TaggedScores:
         return found, best_tags(found, self.allowed)
 
 
-class NER:
+class NER(Task):
     """The task of tags on words (Devlin et al. 2019, section 5.3)."""
 
     name = "ner"
     heads: tuple[Head, ...] = ("tokens",)
     target = "entity_f1"
-    lower_is_better = False
-    loss_chunk = 1
-    layout = DocumentLayout()
-    predicted_share = 0.0
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
         self.tokenizer, self.labels, self.config = tokenizer, labels, config
@@ -184,18 +180,10 @@ class NER:
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy summed over words, each by its first piece."""
-        logits = self._logits(model, batch).flatten(0, 1)  # (B * T, C)
+        logits = label_logits(model, batch).flatten(0, 1)  # (B * T, C)
         labels, smoothing = batch.labels["tag"].flatten(), self.config.label_smoothing
         sums = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
         return {"tag": sums}
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(model, BERT)
-        return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()  # (B, T, C)
-
-    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch]:
-        """All rows, in batches under the token budget."""
-        return data.batches(config.batch_tokens)
 
     def metric(self, config: EvalConfig) -> TaggedScores:
         """Entity scores, not filled yet."""
@@ -213,7 +201,7 @@ class NER:
         self, model: nn.Module, batch: RowBatch, metric: TaggedScores
     ) -> Iterator[tuple[int, np.ndarray, list[int]]]:
         """Sentences that are whole with this batch: number, log-probabilities (words, C) and decoded tags."""
-        values = self._logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
+        values = label_logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
         if np.isnan(values).any():
             raise ModelError("the model's logits are not finite, so its weights or the dtype are broken")
         for row, value in zip(batch.rows, values, strict=True):

@@ -1,12 +1,11 @@
 """Documents to overlapping windows, for scores in which each token counts once (DESIGN section 7)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, by_length, pad_rows
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
 
 _SHORT_GROUPS = 16  # short windows are gathered for so many batches, so that those batched are of like length
@@ -28,15 +27,10 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowBatch:
+class WindowBatch(Scored):
     """Windows that are scored together, as a batch padded on the right."""
 
-    batch: Batch
     windows: list[Window]
-
-    def to(self, device: torch.device) -> "WindowBatch":
-        """The same windows with their tensors on another device."""
-        return replace(self, batch=self.batch.to(device))
 
 
 def windows(data: TokenShards, window: int, stride: int, max_tokens: int) -> Iterator[Window]:

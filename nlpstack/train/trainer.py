@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Bucketed, Loader
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
+from nlpstack.metrics import lower_is_better
 from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
 from nlpstack.tasks import Task
@@ -249,7 +250,7 @@ class Trainer:
         self.state.val = found["val"]
         self.log.write({"step": self.state.step, **found})
         score = found["val"][self.task.target]
-        better = self.state.best is None or (score < self.state.best) == self.task.lower_is_better
+        better = self.state.best is None or (score < self.state.best) == lower_is_better(self.task.target)
         improved = math.isfinite(score) and score != self.state.best and better
         if improved:
             self.state.best, self.state.best_step, self.state.n_worse = score, self.state.step, 0
