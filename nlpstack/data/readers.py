@@ -4,6 +4,7 @@ import codecs
 import glob
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,9 +115,10 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
         unpack = gzip.open
     elif suffix == ".zst":
         try:
-            from backports import (
-                zstd,  # of Python 3.14; unlike zstandard's, it tells where a file breaks off in a frame
-            )
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
         except ImportError as error:
             raise DataError(f"{path}: .zst needs the package backports.zstd: pip install 'nlpstack[zstd]'") from error
         unpack, damage = zstd.open, (*_DAMAGE, zstd.ZstdError)
