@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from nlpstack.files import write_bytes
 from nlpstack.train.run import LOSS_PICTURE, read_results
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INSTALL = "pip install 'nlpstack[report]'"
@@ -30,6 +30,7 @@ _DPI = 150
 _FEW = 60  # points that are drawn one by one as well
 _LABEL_CHARS = 16  # of a token on an axis
 _LABEL_INCHES = 0.14  # from one token's label to the next
+_GAP_INCHES = 0.2  # between maps, for their names
 
 
 def can_draw() -> bool:
@@ -182,85 +183,51 @@ def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
 
 
 def attention_picture(pattern: AttentionPattern) -> bytes:
-    """A PNG of one map with its tokens, of several side by side, or of layers x heads without tokens."""
+    """A PNG of a map for each layer and head, side by side, with its tokens, or as many of them as can be read."""
     with drawing():
         return png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def _attention_figure(pattern: AttentionPattern) -> "Figure":
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     n_layers, n_heads, n_tokens, _ = pattern.weights.shape
-    columns, side, gap = _sizes(n_layers, n_heads, n_tokens)
-    rows = math.ceil(n_layers * n_heads / columns)
-    width, height = columns * (side + gap) - gap, rows * (side + gap) - gap
-    cell = side / n_tokens  # inches a token; in the axes, a token is 1
-    lefts, tops = (np.arange(count) * ((side + gap) / cell) for count in (columns, rows))
-    named = [("layer", pattern.layers), ("head", pattern.heads)]
-    shared = ", ".join(f"{name} {numbers[0]}" for name, numbers in named if len(numbers) == 1)
-    title = f"{pattern.model}: {shared or 'all layers and heads'}"
-    labels = [token_label(token) for token in pattern.tokens]
-    labels = [label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…" for label in labels]
-    unknown = use_fonts_for("".join(labels) + title)
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1))
+    n_maps = n_layers * n_heads
+    columns = n_heads if min(n_layers, n_heads) > 1 else math.ceil(math.sqrt(n_maps))
+    rows = math.ceil(n_maps / columns)
+    inches = min(12.0, max(3.5, 0.2 * n_tokens)) if n_maps == 1 else max(0.8, min(3.0, 40 / max(rows, columns)))
+    block = math.ceil(n_tokens / int(inches * _DPI))  # where tokens outnumber dots, a dot is the largest weight of many
+    starts = np.arange(0, n_tokens, block)
+    side, gap = len(starts), math.ceil(_GAP_INCHES / inches * len(starts))  # dots of a map, and between maps
+    tiles = np.full((rows, columns, side + gap, side + gap), np.nan, dtype=np.float32)
     for number, weights in enumerate(pattern.weights.reshape(-1, n_tokens, n_tokens)):
         if pattern.causal:
             weights = np.where(np.tri(n_tokens, dtype=bool), weights, np.nan)  # what a token cannot see stays blank
-        _map(axes, weights, lefts[number % columns], tops[number // columns], limit=int(side * _DPI))
-    axes.set(xlim=(0, width / cell), ylim=(height / cell, 0))
-    axes.tick_params(length=2)
+        tiles[divmod(number, columns)][:side, :side] = np.fmax.reduceat(np.fmax.reduceat(weights, starts), starts, 1)
+    whole = tiles.transpose(0, 2, 1, 3).reshape(rows * (side + gap), columns * (side + gap))[:-gap, :-gap]
+    labels = [token_label(token) for token in pattern.tokens]
+    labels = [label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…" for label in labels]
+    unknown = use_fonts_for("".join(labels) + pattern.model)
+    step = math.ceil(_LABEL_INCHES * n_tokens / inches)  # one token in so many is named
+    names = [label.translate(unknown) for label in labels[::step]]
+    places = (np.arange(0, n_tokens, step) + 0.5) / block - 0.5
+    figure = Figure(figsize=(whole.shape[1] / side * inches, whole.shape[0] / side * inches))
+    axes = figure.add_axes((0, 0, 1, 1))
+    image = axes.imshow(whole, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="viridis", interpolation="nearest")
+    axes.set_xticks(np.add.outer(np.arange(columns) * (side + gap), places).ravel(), names * columns, rotation=90)
+    axes.set_yticks(np.add.outer(np.arange(rows) * (side + gap), places).ravel(), names * rows)
+    axes.tick_params(length=2, labelsize=8)
     axes.spines[:].set_visible(False)
-    middle = n_tokens / 2
-    if n_layers > 1 and n_heads > 1:
-        axes.set_yticks(tops + middle, [f"layer {layer}" for layer in pattern.layers])
-        axes.set_xticks(lefts + middle, [f"head {head}" for head in pattern.heads], rotation=0 if side >= 0.7 else 90)
-        axes.xaxis.tick_top()
-        axes.set_xlabel("in each map, rows are the tokens that look, columns the tokens looked at, from the first on")
-    else:
-        names = [f"{name} {number}" for name, numbers in named if len(numbers) > 1 for number in numbers]
-        for number, name in enumerate(names):
-            place = lefts[number % columns] + middle, tops[number // columns]
-            axes.annotate(name, place, (0, 4), textcoords="offset points", ha="center")
-        _name_tokens(axes, lefts, tops, [label.translate(unknown) for label in labels], cell)
-    axes.set_title(title.translate(unknown), pad=24 if axes.texts else 8)  # above the maps' own titles
-    scale = figure.add_axes((1 + 0.15 / width, 0, 0.12 / width, min(1, 4 / height)))
-    figure.colorbar(axes.images[0], cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], label="weight")
-    return figure
-
-
-def _sizes(n_layers: int, n_heads: int, n_tokens: int) -> tuple[int, float, float]:
-    """How many maps stand side by side, and the inches of a map's side and of the gap between maps."""
-    if n_layers > 1 and n_heads > 1:
-        return n_heads, min(1.1, max(0.5, 40 / max(n_layers, n_heads))), 0.08
-    if n_layers * n_heads == 1:
-        return 1, min(12.0, max(3.5, 0.2 * n_tokens)), 0.35
-    return math.ceil(math.sqrt(n_layers * n_heads)), min(4.0, max(1.8, 0.15 * n_tokens)), 0.35
-
-
-def _map(axes: "Axes", weights: np.ndarray, left: float, top: float, *, limit: int) -> None:
-    """Draw one head's weights; where there are more than `limit` tokens, a dot is the largest weight of a square."""
-    from matplotlib.colors import PowerNorm
-    from matplotlib.patches import Rectangle
-
-    block = math.ceil(len(weights) / limit)
-    starts = np.arange(0, len(weights), block)
-    dots = np.fmax.reduceat(np.fmax.reduceat(weights, starts, axis=0), starts, axis=1)
-    size = len(starts) * block
-    extent, norm = (left, left + size, top + size, top), PowerNorm(0.5, vmin=0, vmax=1)
-    axes.imshow(dots, extent=extent, norm=norm, cmap="viridis", interpolation="nearest")
-    side = len(weights)
-    axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="0.75", linewidth=0.5, clip_on=False))
-
-
-def _name_tokens(axes: "Axes", lefts: np.ndarray, tops: np.ndarray, labels: list[str], cell: float) -> None:
-    """The tokens at the left and at the bottom of the maps: as many as can be read."""
-    step = math.ceil(_LABEL_INCHES / cell)
-    shown, places = labels[::step], np.arange(0, len(labels), step) + 0.5
-    axes.set_xticks(np.add.outer(lefts, places).ravel(), shown * len(lefts), rotation=90, fontsize=8)
-    axes.set_yticks(np.add.outer(tops, places).ravel(), shown * len(tops), fontsize=8)
+    for number, (layer, head) in enumerate(product(pattern.layers, pattern.heads)):
+        top, left = (place * (side + gap) - 0.5 for place in divmod(number, columns))
+        axes.annotate(f"layer {layer}, head {head}", (left, top), (0, 3), textcoords="offset points", fontsize=8)
+    axes.set_title(pattern.model.translate(unknown), pad=18)
     axes.set_xlabel("token looked at" + (f" (one in {step} is named)" if step > 1 else ""))
     axes.set_ylabel("token that looks")
+    scale = figure.add_axes((1 + 0.15 / figure.get_figwidth(), 0, 0.12 / figure.get_figwidth(), 1))
+    figure.colorbar(image, cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], label="weight")
+    return figure
 
 
 def use_fonts_for(text: str) -> dict[int, str]:

@@ -124,56 +124,52 @@ def test_a_page_needs_no_matplotlib(run: Path, tmp_path: Path, monkeypatch: pyte
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
+def maps_of(figure: Figure, names: list[str], n_tokens: int) -> list[np.ma.MaskedArray]:
+    """The maps (T, T) of a picture, each found below its name."""
+    (axes,), (image,) = figure.axes[:1], figure.axes[0].images
+    assert texts(axes.texts) == names
+    corners = [np.round(np.array(label.xy) + 0.5).astype(int) for label in axes.texts]
+    return [image.get_array()[top : top + n_tokens, left : left + n_tokens] for left, top in corners]
+
+
+def check_maps(figure: Figure, expected: dict[str, np.ndarray]) -> None:
+    found = maps_of(figure, list(expected), len(LABELS))
+    for shown, wanted in zip(found, expected.values(), strict=True):
+        np.testing.assert_allclose(shown.filled(0), wanted, atol=1e-6)
+        assert np.array_equal(np.ma.getmaskarray(shown), np.triu(np.ones_like(wanted), k=1)), "the future is blank"
+
+
 def test_one_head_is_one_map_with_its_tokens(
     run: Path, weights: np.ndarray, tmp_path: Path, drawn: list[Figure]
 ) -> None:
     result = attention(run, TEXT, tmp_path / "a.png", layer=1, head=0)
     assert (result.layers, result.heads) == ([1], [0])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    check_maps(drawn[0], {"layer 1, head 0": weights[1, 0]})
     axes = drawn[0].axes[0]
-    (image,) = axes.images
-    shown = image.get_array()
-    np.testing.assert_allclose(shown.filled(0), weights[1, 0], atol=1e-6)
-    assert np.array_equal(np.ma.getmaskarray(shown), np.triu(np.ones_like(weights[1, 0]), k=1)), "the future is blank"
     assert texts(axes.get_yticklabels()) == texts(axes.get_xticklabels()) == LABELS
     assert not any(label.get_parse_math() for label in axes.get_xticklabels()), "$x$ is no formula"
-    assert axes.get_title() == f"{run}: layer 1, head 0"
+    assert axes.get_title() == str(run)
 
 
 @pytest.mark.parametrize(
-    ("given", "names", "title"),
-    [
-        ({"layer": 2}, ["head 0", "head 1"], "layer 2"),
-        ({"head": 1}, ["layer 0", "layer 1", "layer 2"], "head 1"),
-    ],
+    ("given", "rows", "columns"), [({"layer": 2}, 1, 2), ({"head": 1}, 2, 2), ({}, 3, 2)], ids=["layer", "head", "all"]
 )
-def test_a_layer_or_a_head_alone_is_a_map_of_each_other(
-    given: dict, names: list[str], title: str, run: Path, weights: np.ndarray, tmp_path: Path, drawn: list[Figure]
+def test_several_heads_are_maps_side_by_side_each_with_its_name_and_tokens(
+    given: dict, rows: int, columns: int, run: Path, weights: np.ndarray, tmp_path: Path, drawn: list[Figure]
 ) -> None:
     attention(run, TEXT, tmp_path / "a.png", **given)
+    layers, heads = ([given[name]] if name in given else range(n) for name, n in (("layer", 3), ("head", HEADS)))
+    check_maps(drawn[0], {f"layer {i}, head {j}": weights[i, j] for i in layers for j in heads})
     axes = drawn[0].axes[0]
-    assert texts(axes.texts) == names
-    assert axes.get_title() == f"{run}: {title}"
-    expected = weights[2] if "layer" in given else weights[:, 1]
-    for image, one in zip(axes.images, expected, strict=True):
-        np.testing.assert_allclose(image.get_array().filled(0), one, atol=1e-6)
-    lefts = {image.get_extent()[0] for image in axes.images}
-    assert len(lefts) == 2, "side by side"
-
-
-def test_without_either_it_is_a_grid_of_layers_by_heads(
-    run: Path, weights: np.ndarray, tmp_path: Path, drawn: list[Figure]
-) -> None:
-    attention(run, TEXT, tmp_path / "a.png")
-    axes = drawn[0].axes[0]
-    assert texts(axes.get_yticklabels()) == ["layer 0", "layer 1", "layer 2"]
-    assert texts(axes.get_xticklabels()) == ["head 0", "head 1"]
-    for place, image in enumerate(axes.images):
-        layer, head = divmod(place, HEADS)
-        np.testing.assert_allclose(image.get_array().filled(0), weights[layer, head], atol=1e-6)
-        left, right, bottom, top = image.get_extent()
-        assert left < axes.get_xticks()[head] < right
-        assert top < axes.get_yticks()[layer] < bottom
+    named = LABELS[::2]  # what can be read at three inches a map
+    assert texts(axes.get_xticklabels()) == named * columns
+    assert texts(axes.get_yticklabels()) == named * rows
+    assert axes.get_xlabel() == "token looked at (one in 2 is named)"
+    for place, label in enumerate(axes.texts):  # the first token's tick stands at the map's first row and column
+        row, column = divmod(place, columns)
+        assert axes.get_xticks()[column * len(named)] == label.xy[0] + 0.5
+        assert axes.get_yticks()[row * len(named)] == label.xy[1] + 0.5
 
 
 def test_of_many_tokens_as_many_are_named_as_can_be_read(drawn: list[Figure]) -> None:

@@ -73,7 +73,7 @@ LIBRARIES_OF: dict[str, set[str]] = {
     # numpy: ids of a corpus come and go as arrays; as lists of int they are ten times as large.
     "tokenizer": {"sentencepiece", "tokenizers", "jinja2", "numpy", "pydantic"},
     "model": {"torch", "numpy", "pydantic"},
-    "data": {"torch", "numpy", "backports", "sentencex", "pydantic"},
+    "data": {"torch", "numpy", "backports", "compression", "sentencex", "pydantic"},
     "metrics": {"numpy", "sklearn", "sacrebleu", "rouge_score", "pydantic"},
     "config": {"pydantic", "tomli_w"},
     "recipes": set(),  # these three are on the way of `nlpstack --help`
