@@ -18,6 +18,7 @@ import numpy as np
 from nlpstack.metrics import Metric, compute
 from nlpstack.metrics.classification import LabelScores
 from nlpstack.metrics.entities import EntityScores
+from nlpstack.metrics.intervals import drawn_scores
 from nlpstack.metrics.text import TextScores, TextScoring
 
 N, RESAMPLES = 10_000, 1_000
@@ -70,7 +71,7 @@ def kinds(metric: Metric) -> dict[str, float]:
     found = {}
     for part in metric.parts():
         started = time.perf_counter()
-        part.compute("", n_resamples=RESAMPLES, seed=0)
+        drawn_scores([part], n_resamples=RESAMPLES, seed=0)
         name = part.about.get("names", [part.about.get("name", part.formula.__name__.removesuffix("_formula"))])[0]
         found[str(name)] = time.perf_counter() - started
     return found

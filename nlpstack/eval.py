@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from nlpstack.config import check_keys, parse_override, resolve
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import load_model, weights_hash
-from nlpstack.recipes import find_recipe
-from nlpstack.results import EvalOptions, chosen, compute_all, eval_config, failed_gates, make_result
+from nlpstack.metrics import compute
+from nlpstack.results import EvalOptions, asked_for, chosen, eval_config, make_result
 from nlpstack.start import finished_runs
 from nlpstack.subject import Scored, Subject
-from nlpstack.tasks import EvalConfig, ScoreConfig, TaskConfig, labelled_task_of
+from nlpstack.tasks import labelled_task_of
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import measure
-from nlpstack.train.log import Reporter, Silent
+from nlpstack.train.log import Reporter
 from nlpstack.train.run import USED_BY, read_record, read_results, write_results
 
-__all__ = ["EvalOptions", "evaluate", "failed_gates"]
+__all__ = ["EvalOptions", "evaluate"]
 
 RUNS = Path("runs")
 READING = ("truncate", "ignore_unknown", "threshold", "constrained")  # keys of [task] that say how a model is read
@@ -37,8 +36,8 @@ def evaluate(
 
     A run's results.json is rewritten. Raises NlpstackError for what the caller can mend.
     """
-    options, reporter = options or EvalOptions(), reporter or Silent()
-    asked = _asked(options)
+    options, reporter = options or EvalOptions(), reporter or Reporter()
+    asked = asked_for(options)
     score = asked["score"]
     options = replace(
         options,
@@ -98,7 +97,10 @@ def _evaluate_one(
     reporter.say(f"{path}: {n} scored in {seconds:.1f} s")
     if options.examples and not metric.told:
         reporter.say(f"{path}: --examples is of labelled data, so nothing of this text is shown")
-    guesses = {name: chosen(compute_all(guess, signature, config)) for name, guess in baselines.items()}
+    guesses = {
+        name: chosen(compute(guess, signature, n_resamples=config.resamples, seed=config.seed))
+        for name, guess in baselines.items()
+    }
     hashes = {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)}
     data = list(options.data) or record.get("data", {}).get("paths", [])
     return {
@@ -121,22 +123,6 @@ def _texts_of(scored: Scored) -> Callable[[int], str]:
         return " | ".join(one for one in both if one) or getattr(example, "prompt", "") or " ".join(example.words)
 
     return text
-
-
-def _asked(options: EvalOptions) -> dict[str, Any]:
-    """The keys of [eval] and [task] that a recipe, flags and overrides give, and the recipe's [score]."""
-    asked: dict[str, Any] = {"eval": {}, "task": {}, "score": ScoreConfig()}
-    if options.recipe is not None:
-        found = resolve(find_recipe(options.recipe, "eval"), {"eval": EvalConfig, "score": ScoreConfig}, {})
-        keys = [path.partition(".")[2] for path in found.origin if path.startswith("eval.")]
-        asked = {**asked, **found.sections, "eval": {key: getattr(found.sections["eval"], key) for key in keys}}
-    asked["eval"] |= {key: value for key, value in options.flags.items() if value is not None}
-    for text in options.overrides:
-        for path, value in parse_override(text).items():
-            section, _, key = path.partition(".")
-            check_keys({section: {key: value}}, {"eval": EvalConfig, "task": TaskConfig}, f"--set {text}")
-            asked[section][key] = value
-    return asked
 
 
 def _is_of(run: Path, task: str) -> bool:

@@ -23,7 +23,7 @@ from nlpstack.model.lora import add_lora
 from nlpstack.start import load_start, newest_pretrained, with_shape_of
 from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
-from nlpstack.train.log import Reporter, Silent
+from nlpstack.train.log import Reporter
 from nlpstack.train.run import Run, load_run, read_record
 
 RUNS = Path("runs")
@@ -47,7 +47,7 @@ def finetune(
     runs/. Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend,
     and Stopped, after saving, where `options.stop` was set.
     """
-    options, reporter = options or RunOptions(), reporter or Silent()
+    options, reporter = options or RunOptions(), reporter or Reporter()
     run = load_run(recipe, "finetune", options.flags, overrides)
     own = run.config.task.name
     if not own or task not in (None, own):

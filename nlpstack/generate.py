@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nlpstack.data.readers import mute, text_lines
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.hub import load_model
@@ -89,15 +90,8 @@ def default_prompts(path: str | Path) -> list[str]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, one prompt a line; an empty line is an empty prompt."""
-    try:
-        data = Path(path).read_bytes()
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); --prompts takes a text file") from error
-    except UnicodeDecodeError as error:
-        fault = f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8"
-        raise DataError(f"{path}: {fault}; convert the file to UTF-8") from error
-    if not data:
+    """The lines of a UTF-8 file, packed or not, one prompt a line; an empty line is an empty prompt."""
+    prompts = list(text_lines(Path(path), mute))
+    if not prompts:
         raise DataError(f"{path}: is empty; write one prompt a line")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    return prompts

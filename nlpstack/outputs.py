@@ -12,7 +12,7 @@ from nlpstack.files import sha256_file
 from nlpstack.metrics.classification import LabelScores
 from nlpstack.metrics.entities import EntityScores
 from nlpstack.metrics.text import TextScores
-from nlpstack.results import EvalOptions, eval_config, make_result
+from nlpstack.results import EvalOptions, asked_for, eval_config, make_result
 from nlpstack.tasks.generation import sentences
 
 TASKS = ("classification", "ner", "generation")
@@ -29,7 +29,10 @@ def score_outputs(
     """
     if task not in TASKS:
         raise ConfigError(f"--task {task}: files are scored for one of {', '.join(TASKS)}")
-    config = eval_config({key: value for key, value in options.flags.items() if value is not None}, {})
+    asked = asked_for(options)
+    if asked["task"]:
+        raise ConfigError(f"--set task.{next(iter(asked['task']))}: says how a model is read, and there is none")
+    config = eval_config(asked["eval"], {})
     paths = Path(predictions), Path(references)
     for flag, path in zip(("--predictions", "--references"), paths, strict=True):
         if not path.is_file():

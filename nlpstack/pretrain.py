@@ -21,7 +21,7 @@ from nlpstack.start import load_start, with_shape_of
 from nlpstack.tasks import CausalLM, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
-from nlpstack.train.log import Reporter, Silent
+from nlpstack.train.log import Reporter
 from nlpstack.train.run import Run, RunConfig, load_run
 
 _DESCRIBED_ROWS = 512  # training rows that the log's shares of hidden tokens are counted over
@@ -43,7 +43,7 @@ def pretrain(
     Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend, and Stopped,
     after saving, where `options.stop` was set.
     """
-    options, reporter = options or RunOptions(), reporter or Silent()
+    options, reporter = options or RunOptions(), reporter or Reporter()
     run = load_run(recipe, "pretrain", options.flags, overrides)
     if run.config.task.name or run.config.lora.rank or run.config.train.freeze:
         raise ConfigError(f"the recipe '{run.name}' has a task, adapters or frozen weights; use 'nlpstack finetune'")

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from nlpstack import __version__
-from nlpstack.config import build, near
+from nlpstack.config import build, check_keys, near, parse_override, resolve
 from nlpstack.errors import ConfigError
 from nlpstack.examples import slices, worst_examples
-from nlpstack.metrics import Metric, Score, compute, lower_is_better
-from nlpstack.tasks import EvalConfig
+from nlpstack.metrics import Metric, Score, lower_is_better
+from nlpstack.metrics.intervals import drawn_scores, make_scores
+from nlpstack.recipes import find_recipe
+from nlpstack.tasks import EvalConfig, ScoreConfig, TaskConfig
 from nlpstack.train.log import finite
 
 _SCORERS = ("numpy", "scikit-learn", "sacrebleu", "rouge-score")
@@ -41,6 +43,22 @@ class EvalOptions:
     command: str = ""  # as typed, for the record
 
 
+def asked_for(options: EvalOptions) -> dict[str, Any]:
+    """The keys of [eval] and [task] that a recipe, flags and overrides give, and the recipe's [score]."""
+    asked: dict[str, Any] = {"eval": {}, "task": {}, "score": ScoreConfig()}
+    if options.recipe is not None:
+        found = resolve(find_recipe(options.recipe, "eval"), {"eval": EvalConfig, "score": ScoreConfig}, {})
+        keys = [path.partition(".")[2] for path in found.origin if path.startswith("eval.")]
+        asked = {**asked, **found.sections, "eval": {key: getattr(found.sections["eval"], key) for key in keys}}
+    asked["eval"] |= {key: value for key, value in options.flags.items() if value is not None}
+    for text in options.overrides:
+        for path, value in parse_override(text).items():
+            section, _, key = path.partition(".")
+            check_keys({section: {key: value}}, {"eval": EvalConfig, "task": TaskConfig}, f"--set {text}")
+            asked[section][key] = value
+    return asked
+
+
 def eval_config(asked: Mapping[str, Any], record: Mapping[str, Any]) -> EvalConfig:
     """The run's [eval], with what was asked for now on top."""
     values = dict(record.get("eval", {}))
@@ -62,7 +80,8 @@ def make_result(
     """What a result says of scores: the numbers, what is more than a number, and how they came about."""
     parts = metric.parts()
     how: dict[str, Any] = {"n_resamples": config.resamples, "seed": config.seed}
-    scores = {name: score for part in parts for name, score in part.compute(signature, **how).items()}
+    drawn = drawn_scores(parts, **how)
+    scores = make_scores(parts, drawn, signature, **how)
     for name in options.metrics:
         if name not in scores:
             raise ConfigError(f"--metric {name}: not a metric of the task {task}{near(name, scores)}")
@@ -73,13 +92,9 @@ def make_result(
     if options.examples and metric.told:
         result["slices"] = finite(slices(metric, parts, texts))
         result["examples"] = finite(worst_examples(metric, parts, options.examples, texts))
+    result["resampled"] = {k: {"units": n, "values": finite(values.tolist())} for k, (n, values) in drawn.items()}
     versions = {"nlpstack": __version__, "torch": torch.__version__, **{n: metadata.version(n) for n in _SCORERS}}
     return {**result, "versions": versions, "eval": asdict(config), "command": options.command}
-
-
-def compute_all(metric: Metric, signature: str, config: EvalConfig) -> dict[str, Score]:
-    """Every score, with its interval as [eval] asks for it."""
-    return compute(metric, signature, n_resamples=config.resamples, seed=config.seed)
 
 
 def chosen(scores: Mapping[str, Score], names: Sequence[str] = ()) -> dict[str, Any]:
@@ -95,17 +110,22 @@ def listed(result: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]
                 yield guess, name, score
 
 
-def failed_gates(results: Iterable[Mapping[str, Any]], gates: Sequence[str]) -> list[str]:
-    """A line for each score that is worse than a gate "METRIC=VALUE" asks; ConfigError for a gate nothing has."""
-    failed, results = [], list(results)
+def parse_gates(gates: Iterable[str]) -> list[tuple[str, float]]:
+    """The metrics and values of gates "METRIC=VALUE"; ConfigError for one that is none."""
+    found = []
     for gate in gates:
-        name, equals, text = gate.partition("=")
+        name, _, text = gate.partition("=")
         try:
-            limit = float(text)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise ConfigError(f"--fail-under {gate}: wanted METRIC=VALUE, e.g. accuracy=0.9")
+            found.append((name, float(text)))
+        except ValueError as error:
+            raise ConfigError(f"--fail-under {gate}: wanted METRIC=VALUE, e.g. accuracy=0.9") from error
+    return found
+
+
+def failed_gates(results: Sequence[Mapping[str, Any]], gates: Iterable[tuple[str, float]]) -> list[str]:
+    """A line for each score that is worse than a gate asks; ConfigError for a metric that no result has."""
+    failed = []
+    for name, limit in gates:
         having = [result for result in results if name in result["metrics"]]
         if not having:
             there = sorted({one for result in results for one in result["metrics"]})
@@ -113,8 +133,6 @@ def failed_gates(results: Iterable[Mapping[str, Any]], gates: Sequence[str]) -> 
         for result in having:
             value = result["metrics"][name]["value"]
             if value is None or (value > limit if lower_is_better(name) else value < limit):
-                worse = "above" if lower_is_better(name) else "below"
-                failed.append(
-                    f"{result['model']}: {name} {value if value is None else f'{value:.6g}'} is {worse} {text}"
-                )
+                worse, shown = "above" if lower_is_better(name) else "below", value if value is None else f"{value:.6g}"
+                failed.append(f"{result['model']}: {name} {shown} is {worse} {limit}")
     return failed

@@ -246,8 +246,11 @@ def test_results_are_rewritten_and_keep_the_run(run: Path, tmp_path: Path) -> No
     done = nlpstack("eval", run, "--window", 16, "--json", "--save", saved)
     results = done.json["results"]
     now = json.loads((run / "results.json").read_text())
+    assert json.loads(saved.read_text()) == {"results": now["results"]}
+    drawn = now["results"][0].pop("resampled")  # for `compare`; not printed
+    assert drawn.keys() == results[0]["metrics"].keys()
+    assert {len(one["values"]) for one in drawn.values()} == {results[0]["eval"]["resamples"]}
     assert now == {"results": results, "run": before["run"]}
-    assert json.loads(saved.read_text()) == {"results": results}
     assert now["results"] != before["results"]
     assert results[0]["hashes"].keys() == {"data", "tokenizer", "weights"}
     assert results[0]["eval"]["window"] == 16

@@ -130,7 +130,8 @@ def test_gates_fail_a_score_that_is_worse(work: Path) -> None:
         ("loss=x", "--fail-under loss=x: wanted METRIC=VALUE"),
         ("los=1", "--fail-under los: no result has this metric; did you mean 'loss'"),
     ):
-        assert message in nlpstack("eval", "runs/gpt", "--fail-under", gate).fault
+        assert message in (done := nlpstack("eval", "runs/gpt", "--fail-under", gate)).fault
+        assert ("scored in" in done.err) == ("no result" in message)  # what is no gate is told before the work
 
 
 @pytest.mark.parametrize(

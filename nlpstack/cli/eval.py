@@ -49,8 +49,10 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
       nlpstack eval runs/gpt --data my-test.txt --stride 64
       nlpstack eval --predictions out.txt --references gold.txt --task generation
     """
-    from nlpstack.eval import EvalOptions, evaluate, failed_gates
+    from nlpstack.eval import evaluate
+    from nlpstack.results import EvalOptions, failed_gates, parse_gates
 
+    gates = parse_gates(given["fail_under"])
     if given["save"]:
         check_output(Path(given["save"]), "--save ")
     options = EvalOptions(
@@ -65,12 +67,13 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
         results = [_score_outputs(models, given, options, reporter.say)]
     else:
         results = evaluate(models, options, reporter=reporter)
-    failed = failed_gates(results, given["fail_under"])
+    failed = failed_gates(results, gates)
     if given["save"]:
         with writing(save := Path(given["save"]), "--save "):
             write_text(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
     if given["as_json"]:
-        shared.echo_json({"results": results})
+        shown = [{key: value for key, value in result.items() if key != "resampled"} for result in results]
+        shared.echo_json({"results": shown})
     else:
         _print_results(results)
     for line in failed:

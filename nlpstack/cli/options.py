@@ -74,9 +74,9 @@ base_option = folder_option("--base", "An adapter's base model, where it has mov
 
 def make_reporter(*, quiet: bool) -> "Reporter":
     """Lines on stderr, or none."""
-    from nlpstack.train.log import Console, Silent
+    from nlpstack.train.log import Reporter
 
-    return Silent() if quiet else Console(sys.stderr)
+    return Reporter(None if quiet else sys.stderr)
 
 
 def echo_json(value: object) -> None:

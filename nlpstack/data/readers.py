@@ -126,7 +126,7 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
         with unpack(path, "rb") as file:
             yield file
     except damage as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterator[Piece]:

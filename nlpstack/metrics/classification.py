@@ -18,9 +18,12 @@ def label_formula(rows: np.ndarray, counts: np.ndarray, *, n_labels: int) -> Val
     """
 
     def by_label(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return np.array([np.bincount(labels, row, n_labels) for row in weights])  # (R, C)
+        order, sums = np.argsort(labels, kind="stable"), np.zeros((len(weights), n_labels))  # (n,), (R, C)
+        there, starts = np.unique(labels[order], return_index=True)
+        sums[:, there] = np.add.reduceat(weights[:, order], starts, axis=1) if len(there) else 0
+        return sums
 
-    counts, right = counts.astype(np.float64), rows[:, 0] == rows[:, 1]
+    right = rows[:, 0] == rows[:, 1]
     found, true = (by_label(column, counts) for column in rows.T)
     hits = by_label(rows[right, 1], counts[:, right])
     n = counts.sum(axis=1)

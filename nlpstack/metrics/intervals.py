@@ -1,14 +1,15 @@
 """Scores with bootstrap intervals (Efron & Tibshirani 1993, chapter 13): how far each would move on another sample."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Values = dict[str, tuple[np.ndarray, np.ndarray]]  # score -> its values (R,), what they are averaged over (R,)
+Drawn = dict[str, tuple[int, np.ndarray]]  # score -> units that are drawn, its values on resamples of them (R,)
 Formula = Callable[..., Values]  # of rows (n, k), how often each of them counts (R, n), and more by name
-_DRAWS_AT_ONCE = 1 << 19  # counts held at a time: 4 MB
+_DRAWS_AT_ONCE = 1 << 19  # draws held at a time: 4 MB
 _NARROW = 16  # columns up to which equal rows are looked for
 
 
@@ -38,44 +39,53 @@ class Units:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return self.formula(rows, counts, **self.about)
 
-    def compute(self, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95 % interval, over the resamples in which it is defined; nan where there are none."""
-        n, rows, sizes = len(self.rows), self.rows, np.ones(len(self.rows), dtype=np.int64)
-        if n and rows.shape[1] <= _NARROW:  # of equal rows one is enough, drawn as often as all of them together
-            rows, sizes = np.unique(rows, axis=0, return_counts=True)
-        drawn: dict[str, list[np.ndarray]] = {}
-        for counts in resamples(sizes, n_resamples * self.resampled, seed):
-            for name, (values, _) in self.scores(rows, counts).items():
-                drawn.setdefault(name, []).append(values)
-        return {
-            name: Score(
-                float(value[0]),
-                *percentiles(np.concatenate(drawn.get(name, [np.zeros(0)]))),
-                round(float(above[0])),
-                f"{signature}{self.readings.get(name, '')}|unit:{self.unit}|resamples:{n_resamples}|seed:{seed}",
-            )
-            for name, (value, above) in self.scores(rows, sizes[None]).items()
-        }
 
+def drawn_scores(parts: Sequence[Units], *, n_resamples: int, seed: int) -> Drawn:
+    """Each score on each resample of its units, which are nan where it is not defined.
 
-def resamples(sizes: np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn (R, len(sizes)), part by part, where row i stands for `sizes[i]` equal units.
-
-    A resample draws as many units as there are, with replacement; all are a pure function of the arguments. Of a
-    single unit there are none: it says nothing of how far others would be from it.
+    Parts with as many units share their resamples: those of two systems on the same units are pairs (Koehn 2004).
     """
-    rng, n = np.random.default_rng(seed), int(sizes.sum())
-    at_once = max(1, _DRAWS_AT_ONCE // max(1, n))
+    found: dict[str, tuple[int, list[np.ndarray]]] = {}
+    parts = [part for part in parts if part.resampled]
+    for n in dict.fromkeys(len(part.rows) for part in parts):
+        same = [(part, *_distinct(part.rows)) for part in parts if len(part.rows) == n]
+        for draws in resamples(n, n_resamples, seed):
+            for part, rows, place in same:
+                counts = np.array([np.bincount(place[row], minlength=len(rows)) for row in draws])
+                for name, (values, _) in part.scores(rows, counts).items():
+                    found.setdefault(name, (n, []))[1].append(values)
+    return {name: (n, np.concatenate(values)) for name, (n, values) in found.items()}
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows, of equal ones just one, and which of these each unit has; broad ones as they are."""
+    if rows.shape[1] > _NARROW:
+        return rows, np.arange(len(rows))
+    rows, place = np.unique(rows, axis=0, return_inverse=True)
+    return rows, place.ravel()
+
+
+def make_scores(
+    parts: Sequence[Units], drawn: Drawn, signature: str, *, n_resamples: int, seed: int
+) -> dict[str, Score]:
+    """Every score with the 95 % interval of its resamples; nan where there are none."""
+    found = {}
+    for part in parts:
+        for name, (value, above) in part.scores(part.rows, np.ones((1, len(part.rows)), dtype=np.int64)).items():
+            how = f"{part.readings.get(name, '')}|unit:{part.unit}|resamples:{n_resamples}|seed:{seed}"
+            interval = percentiles(drawn[name][1] if name in drawn else np.zeros(0))
+            found[name] = Score(float(value[0]), *interval, round(float(above[0])), signature + how)
+    return found
+
+
+def resamples(n: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Resamples (R, n) of n units, each n of their numbers drawn with replacement, in parts; a pure function.
+
+    Of a single unit there are none: it says nothing of how far others would be from it.
+    """
+    rng, at_once = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // max(1, n))
     for start in range(0, n_resamples if n > 1 else 0, at_once):
-        n_rows = min(at_once, n_resamples - start)
-        if len(sizes) <= n // 16:
-            yield rng.multinomial(n, sizes / n, size=n_rows)
-            continue
-        draws = rng.integers(n, size=(n_rows, n))
-        if len(sizes) < n:
-            draws = np.repeat(np.arange(len(sizes)), sizes)[draws]
-        draws += np.arange(n_rows)[:, None] * len(sizes)
-        yield np.bincount(draws.ravel(), minlength=n_rows * len(sizes)).reshape(n_rows, -1)
+        yield rng.integers(n, size=(min(at_once, n_resamples - start), n))
 
 
 def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:

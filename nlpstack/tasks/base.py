@@ -70,12 +70,7 @@ class EvalConfig:
     @property
     def texts(self) -> TextScoring:
         """How texts are compared."""
-        return TextScoring(
-            lowercase=self.lowercase,
-            stemming=self.stemming,
-            mean_references=self.mean_references,
-            unicode_words=self.unicode_words,
-        )
+        return TextScoring(**{name: getattr(self, name) for name in TextScoring.__dataclass_fields__})
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
 
-_SHORT_GROUPS = 16  # short windows are gathered for so many batches, so that those batched are of like length
+_GROUPS = 16  # windows are gathered for so many batches, so that those batched are of like length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +52,10 @@ def windows(data: TokenShards, window: int, stride: int, max_tokens: int) -> Ite
 
 
 def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> Iterator[WindowBatch]:
-    """Windows in batches of at most `batch_tokens` tokens: full ones as they come, short ones with their like."""
-    rows = max(1, batch_tokens // window)
-    full: list[Window] = []
-    short: list[Window] = []
-    for part in parts:
-        (full if len(part.tokens) == window + 1 else short).append(part)
-        if len(full) == rows:
-            yield _pad(full)
-            full = []
-        if len(short) == _SHORT_GROUPS * rows:
-            yield from _like_length(short, batch_tokens)
-            short = []
-    if full:
-        yield _pad(full)
-    yield from _like_length(short, batch_tokens)
-
-
-def _like_length(parts: list[Window], batch_tokens: int) -> Iterator[WindowBatch]:
-    for places in by_length([len(part.tokens) for part in parts], batch_tokens):
-        yield _pad([parts[place] for place in places])
+    """Windows in batches of at most `batch_tokens` tokens, those of like length together."""
+    while group := list(islice(parts, _GROUPS * max(1, batch_tokens // window))):
+        for places in by_length([len(part.tokens) - 1 for part in group], batch_tokens):
+            yield _pad([group[place] for place in places])
 
 
 def _pad(parts: list[Window]) -> WindowBatch:

@@ -2,42 +2,28 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import IO, Any
 
 
-class Silent:
-    """Says nothing; what library calls use unless they are given another."""
+class Reporter:
+    """Where a command says what it does: lines on a stream, and a progress bar below them where it is a terminal."""
 
-    def say(self, text: str) -> None:
-        """One line for the reader."""
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        """How far a long loop is."""
-
-    def close(self) -> None:
-        """The loop is over."""
-
-
-class Console:
-    """Lines on a stream, and a progress bar below them where the stream is a terminal."""
-
-    def __init__(self, stream: IO[str] = sys.stderr) -> None:
-        self.stream = stream
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self.stream = stream  # None: nothing is said, as by library calls unless they are given another
         self._bar: Any = None
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """One line for the reader, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif self.stream is not None:
             self.stream.write(text + "\n")
             self.stream.flush()
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """Move the bar; in a pipe there is none."""
-        if not self.stream.isatty():
+        """How far a long loop is: move the bar; in a pipe there is none."""
+        if self.stream is None or not self.stream.isatty():
             return
         if self._bar is None:
             from rich.console import Console as RichConsole
@@ -50,13 +36,10 @@ class Console:
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """The loop is over: take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-Reporter = Silent | Console  # where a command says what it does
 
 
 class MetricsLog:

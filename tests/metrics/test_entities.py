@@ -248,7 +248,7 @@ def test_intervals_are_those_of_resampled_sentences() -> None:
     assert scores != compute(filled(sentences), "s", n_resamples=60, seed=8)
 
     (part,) = filled(sentences).parts()
-    counts = np.concatenate(list(resamples(np.ones(80, dtype=np.int64), 60, 7)))
+    counts = np.array([np.bincount(row, minlength=80) for row in np.concatenate(list(resamples(80, 60, 7)))])
     found = part.scores(part.rows, counts)
     for i, row in enumerate(counts):
         wanted = values([sentences[place] for place in np.repeat(np.arange(80), row)])

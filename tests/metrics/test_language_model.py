@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nlpstack.errors import DataError
 from nlpstack.metrics import Score, compute
-from nlpstack.metrics.intervals import percentiles, resamples
+from nlpstack.metrics.intervals import Units, drawn_scores, mean_formula, percentiles, resamples
 from nlpstack.metrics.language_model import LanguageModelScores
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
@@ -147,10 +147,9 @@ def test_intervals_of_ninety_five_percent_hold_the_truth_about_as_often() -> Non
 def test_intervals_are_a_function_of_the_seed() -> None:
     windows, words = corpus(20, np.random.default_rng(2))
     assert scores(windows, words, n_resamples=100) == scores(windows, words, n_resamples=100)
-    for sizes in (np.ones(12, dtype=np.int64), np.array([3, 9, 28]), np.array([100, 200])):
-        one, same, other = (np.concatenate(list(resamples(sizes, 50, seed))) for seed in (1, 1, 2))
-        assert np.array_equal(one, same)
-        assert not np.array_equal(one, other)
+    one, same, other = (np.concatenate(list(resamples(12, 50, seed))) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_intervals_hold_the_value_and_grow_with_fewer_documents() -> None:
@@ -175,14 +174,22 @@ def test_a_single_unit_has_no_interval() -> None:
     assert all(math.isnan(score.low) and math.isnan(score.high) for score in found.values())
 
 
-@pytest.mark.parametrize("sizes", [[1] * 30, [1, 5, 10, 14], [100, 200, 300]])
-def test_a_resample_draws_as_many_units_as_there_are(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    given = np.array(sizes)
-    counts = np.concatenate(list(resamples(given, 2000, 1)))
-    assert counts.shape == (2000, len(sizes))
-    assert (counts.sum(axis=1) == given.sum()).all()
-    assert counts.mean(axis=0) == pytest.approx(given, rel=0.2)
-    variance = given * (1 - given / given.sum())  # of a multinomial
-    assert counts.var(axis=0) == pytest.approx(variance, rel=0.25)
+def test_a_resample_draws_as_many_units_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.concatenate(list(resamples(30, 2000, 1)))
+    assert draws.shape == (2000, 30)
+    counts = np.array([np.bincount(row, minlength=30) for row in draws])
+    assert counts.mean(axis=0) == pytest.approx(np.ones(30), rel=0.2)
+    assert counts.var(axis=0) == pytest.approx(np.full(30, 1 - 1 / 30), rel=0.25)  # of a multinomial
     monkeypatch.setattr("nlpstack.metrics.intervals._DRAWS_AT_ONCE", 64)  # drawn in parts, the draws are the same
-    assert np.array_equal(np.concatenate(list(resamples(given, 2000, 1))), counts)
+    assert np.array_equal(np.concatenate(list(resamples(30, 2000, 1))), draws)
+
+
+def test_equal_units_are_drawn_as_if_they_were_none() -> None:
+    rng = np.random.default_rng(4)
+    rows = np.column_stack((rng.integers(0, 3, size=(400, 1)), np.ones(400)))
+    equal, told = (
+        Units(mean_formula, "x", one, {"name": "m"}) for one in (rows, rows + rng.normal(0, 1e-12, (400, 2)))
+    )
+    few, many = (drawn_scores([part], n_resamples=50, seed=2)["m"] for part in (equal, told))
+    assert few[0] == many[0] == 400
+    np.testing.assert_allclose(few[1], many[1], rtol=1e-9)

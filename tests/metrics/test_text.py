@@ -142,7 +142,7 @@ def test_matches_and_repetition_by_counting() -> None:
 
 def test_resamples_are_the_scores_of_resampled_texts() -> None:
     found = cases(4, 40)
-    counts = np.concatenate(list(resamples(np.ones(40, dtype=np.int64), 12, 3)))
+    counts = np.array([np.bincount(row, minlength=40) for row in np.concatenate(list(resamples(40, 12, 3)))])
     drawn = {k: v for part in filled(found).parts() for k, (v, _) in part.scores(part.rows, counts).items()}
     for i, row in enumerate(counts):
         made = scores([found[place] for place in np.repeat(np.arange(40), row)])
@@ -180,7 +180,7 @@ def test_official_bleu_of_six_e2e_systems(shared_data: Path) -> None:
         made = TextScores(TextScoring(lowercase=True))
         for one, references in zip(outputs, gold, strict=True):
             made.update(one, references)
-        part = next(part for part in [made._overlap("bleu", outputs, gold)])
-        value = part.compute("", n_resamples=0, seed=0)["bleu"].value
+        part = made._overlap("bleu", outputs, gold)
+        value = part.scores(part.rows, np.ones((1, len(part.rows)), dtype=np.int64))["bleu"][0][0]
         official = float(row[bleu])
         assert f"{value:.2f}" == f"{official if official > 1 else 100 * official:.2f}", row[0]

@@ -17,7 +17,7 @@ from nlpstack.errors import TrainingError
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.tasks import CausalLM
 from nlpstack.train.checkpoint import Checkpoints
-from nlpstack.train.log import MetricsLog, Silent
+from nlpstack.train.log import MetricsLog, Reporter
 from nlpstack.train.optim import OptimConfig
 from nlpstack.train.run import TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
@@ -30,8 +30,9 @@ CHOICES = Choices(
 )  # fmt: skip
 
 
-class Listener(Silent):
+class Listener(Reporter):
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
