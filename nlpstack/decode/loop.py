@@ -21,13 +21,13 @@ from nlpstack.tokenizer.base import Tokenizer
 def decode(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | tuple[str, list[int]]],
     sampling: Sampling,
     *,
     batch_size: int = 16,
     on_text: Callable[[str], None] | None = None,
 ) -> tuple[list[Generation], Timing]:
-    """What the model writes after each prompt, in their order, and how long it took.
+    """What the model writes after each prompt, a text or a text and its tokens, in their order, and how long it took.
 
     Each prompt has as many entries, one after the other, as there are samples. A row depends on its prompt, its place
     in `prompts`, its number among the samples and the sampling alone, not on the rows decoded beside it. At most

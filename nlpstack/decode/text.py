@@ -64,11 +64,13 @@ class Prompt(NamedTuple):
     tokens: list[int]
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str], context: int, sampling: Sampling) -> list[Prompt]:
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str | tuple[str, list[int]]], context: int, sampling: Sampling
+) -> list[Prompt]:
     """The prompts as tokens; raises DataError for one that the model has no room for, or nothing to start from."""
     encoded = []
-    for number, text in enumerate(prompts, 1):
-        tokens = tokenizer.encode(text)
+    for number, prompt in enumerate(prompts, 1):
+        text, tokens = (prompt, tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
         if not tokens:
             if tokenizer.bos_id is None:
                 fault = "is empty, and the model's tokenizer has no beginning-of-text token to start from"

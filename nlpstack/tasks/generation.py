@@ -157,5 +157,7 @@ class Generation(Task):
     def write(self, model: nn.Module, prompts: Sequence[str], sampling: Sampling) -> list[str]:
         """What the model writes after each prompt."""
         assert isinstance(model, GPT)
-        texts, _ = decode(model, self.tokenizer, [prompt + SEPARATOR for prompt in prompts], sampling)
+        # The very tokens that training puts before a completion.
+        rows = [(prompt, [*self.before, *self.tokenizer.encode(prompt + SEPARATOR)]) for prompt in prompts]
+        texts, _ = decode(model, self.tokenizer, rows, sampling)
         return [text.text.strip() for text in texts]
