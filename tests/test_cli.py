@@ -174,7 +174,6 @@ def test_quiet_leaves_stderr_empty(text: Path, finished: Path, tmp_path: Path) -
         ["recipes"],
         ["info", "gpt"],
         ["doctor", "--out", tmp_path],
-        ["completion", "fish"],
     ):
         done = nlpstack(*words, "--quiet")
         assert (done.code, done.err) == (0, "")
