@@ -25,22 +25,16 @@ def compare(first: str | Path, second: str | Path) -> list[dict[str, Any]]:
     Raises ConfigError for other data, another task or split, and if no score has the same signature.
     """
     one, two = (_result(Path(path)) for path in (first, second))
-    for what, *keys in (
-        ("task", "task"),
-        ("split", "split"),
-        ("data", "hashes", "data"),
-        ("numpy", "versions", "numpy"),
-    ):
-        then, now = (result[keys[0]] if len(keys) == 1 else result[keys[0]][keys[1]][:12] for result in (one, two))
-        if then != now:
-            fault = f"not of the same {what} ({then} and {now}), so no score compares"
-            raise ConfigError(f"{first} and {second}: {fault}; evaluate both on the same --data and --split")
+    of = ("task", "split", "data", "numpy")  # another numpy may draw other resamples
+    then, now = ([r["task"], r["split"], r["hashes"]["data"][:12], r["versions"]["numpy"]] for r in (one, two))
+    for what, told, other in zip(of, then, now, strict=True):
+        if told != other:
+            fault = f"not of the same {what} ({told} and {other}), so no score compares"
+            raise ConfigError(f"{first} and {second}: {fault}; evaluate both alike, on the same --data and --split")
     rows = []
     for name in (name for name in one["metrics"] if name in two["metrics"]):
-        if reason := _differs(name, one, two):
-            rows.append({"metric": name, "refused": reason})
-        elif name in one["resampled"]:
-            rows.append({"metric": name, **_compared(name, one, two)})
+        reason = _differs(name, one, two)
+        rows.append({"metric": name, **({"refused": reason} if reason else _compared(name, one, two))})
     if all("refused" in row for row in rows):
         reasons = "; ".join(f"{row['metric']}: {row['refused']}" for row in rows) or "none is of both"
         raise ConfigError(f"{first} and {second} share no score that compares; {reasons}")
@@ -57,8 +51,9 @@ def _result(path: Path) -> dict[str, Any]:
     if not isinstance(found, list) or len(found) != 1:
         count = len(found) if isinstance(found, list) else "no"
         raise DataError(f"{file}: holds {count} results; give the result of one model, as eval writes it into its run")
-    if "resampled" not in found[0]:
-        raise DataError(f"{file}: says nothing of resamples to compare on; run: nlpstack eval {found[0].get('model')}")
+    if lacking := {"hashes", "versions", "resampled"} - found[0].keys():
+        told = f"lacks {', '.join(sorted(lacking))}, which eval writes"
+        raise DataError(f"{file}: {told}; run: nlpstack eval {found[0].get('model')}")
     return dict(found[0])
 
 
@@ -66,11 +61,14 @@ def _differs(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     """Why a score of two results does not compare; empty if it does."""
     signatures = (result["metrics"][name]["signature"].split("|") for result in (one, two))
     then, now = (dict(field.partition(":")[::2] for field in fields) for fields in signatures)
-    free = () if one["task"] in _TOKEN_TASKS and name in _OF_TOKENS else _OWN
+    by_tokens = (one["task"] in _TOKEN_TASKS and name in _OF_TOKENS) or then.get("unit") == "window"
+    free = () if by_tokens else _OWN
     for key in sorted(then.keys() | now.keys()):
         if key not in free and then.get(key) != now.get(key):
             return f"{key} is {then.get(key, 'absent')} and {now.get(key, 'absent')}"
     counts = [result["resampled"].get(name, {}).get("units") for result in (one, two)]
+    if None in counts:
+        return "it is not resampled"
     return f"{counts[0]} and {counts[1]} units of the same data" if counts[0] != counts[1] else ""
 
 
@@ -83,7 +81,7 @@ def _compared(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict
     least = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (least + 1) / (len(drawn) + 1)) if len(drawn) else None  # one more: a chance is never 0
     better = "neither"
-    if p is not None and p < 0.05:
+    if None not in values and p is not None and p < 0.05:
         better = "second" if (values[1] > values[0]) != lower_is_better(name) else "first"
     difference = None if None in values else values[1] - values[0]
     shown = {"first": values[0], "second": values[1], "difference": difference}

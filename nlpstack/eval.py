@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,17 +36,11 @@ def evaluate(
     A run's results.json is rewritten. Raises NlpstackError for what the caller can mend.
     """
     options, reporter = options or EvalOptions(), reporter or Reporter()
-    asked = asked_for(options)
-    score = asked["score"]
-    options = replace(
-        options,
-        metrics=list(options.metrics) or score.metrics,
-        baselines=score.baselines if options.baselines is None else options.baselines,
-        examples=score.examples if options.examples is None else options.examples,
-    )
-    paths = [Path(model) for model in models] or [run for run in finished_runs(RUNS) if _is_of(run, score.task)]
-    if not paths and score.task:
-        raise ConfigError(f"no model given and no finished run of {score.task} under {RUNS}/; name one")
+    options, asked = asked_for(options)
+    only = asked["score"].task
+    paths = [Path(model) for model in models] or [run for run in finished_runs(RUNS) if _is_of(run, only)]
+    if not paths and only:
+        raise ConfigError(f"no model given and no finished run of {only} under {RUNS}/; name one")
     if not paths:
         raise ConfigError(
             f"no model given and no finished run under {RUNS}/; make one with: nlpstack pretrain --arch gpt"

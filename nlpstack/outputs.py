@@ -29,7 +29,9 @@ def score_outputs(
     """
     if task not in TASKS:
         raise ConfigError(f"--task {task}: files are scored for one of {', '.join(TASKS)}")
-    asked = asked_for(options)
+    options, asked = asked_for(options)
+    if asked["score"].task not in ("", task):
+        raise ConfigError(f"--recipe {options.recipe}: is of {asked['score'].task}, and --task {task} is asked for")
     if asked["task"]:
         raise ConfigError(f"--set task.{next(iter(asked['task']))}: says how a model is read, and there is none")
     config = eval_config(asked["eval"], {})

@@ -1,7 +1,7 @@
 """What a result of an evaluation says, whatever was scored: numbers, examples, and gates."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class EvalOptions:
     command: str = ""  # as typed, for the record
 
 
-def asked_for(options: EvalOptions) -> dict[str, Any]:
-    """The keys of [eval] and [task] that a recipe, flags and overrides give, and the recipe's [score]."""
+def asked_for(options: EvalOptions) -> tuple[EvalOptions, dict[str, Any]]:
+    """The options with the recipe's [score] where they leave it, and all keys of [eval] and [task] that are given."""
     asked: dict[str, Any] = {"eval": {}, "task": {}, "score": ScoreConfig()}
     if options.recipe is not None:
         found = resolve(find_recipe(options.recipe, "eval"), {"eval": EvalConfig, "score": ScoreConfig}, {})
@@ -56,7 +56,14 @@ def asked_for(options: EvalOptions) -> dict[str, Any]:
             section, _, key = path.partition(".")
             check_keys({section: {key: value}}, {"eval": EvalConfig, "task": TaskConfig}, f"--set {text}")
             asked[section][key] = value
-    return asked
+    score = asked["score"]
+    options = replace(
+        options,
+        metrics=list(options.metrics) or score.metrics,
+        baselines=score.baselines if options.baselines is None else options.baselines,
+        examples=score.examples if options.examples is None else options.examples,
+    )
+    return options, asked
 
 
 def eval_config(asked: Mapping[str, Any], record: Mapping[str, Any]) -> EvalConfig:

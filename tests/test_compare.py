@@ -82,6 +82,35 @@ def test_perplexities_compare_under_one_tokenizer_alone(runs: Path) -> None:
     assert "not compared: tok is" in " ".join(nlpstack("compare", runs / "one", runs / "other").out.split())
 
 
+def saved(path: Path, model: Path, *more: object) -> Path:
+    """What eval says of a model whose text is one document, so that windows are resampled."""
+    assert nlpstack("eval", model, "--documents", "files", "--no-baselines", "--save", path, *more).code == 0
+    return path
+
+
+def test_windows_are_pairs_in_any_batches_and_under_one_tokenizer_alone(runs: Path, tmp_path: Path) -> None:
+    one = saved(tmp_path / "one.json", runs / "one")
+    few = saved(tmp_path / "few.json", runs / "one", "--set", "eval.batch_tokens=100")
+    drawn = [json.loads(path.read_text())["results"][0]["resampled"]["loss"] for path in (one, few)]
+    assert drawn[0]["units"] == drawn[1]["units"] > 10
+    assert drawn[0]["values"] == pytest.approx(drawn[1]["values"], rel=1e-6)
+    fault = nlpstack("compare", one, saved(tmp_path / "other.json", runs / "other")).fault
+    assert "bits_per_byte: tok is " in fault
+    assert "word_perplexity: tok is " in fault
+
+
+def test_a_score_that_is_not_resampled_is_not_compared_and_said(tmp_path: Path) -> None:
+    for name in ("out", "gold"):
+        (tmp_path / f"{name}.txt").write_text("a b c d\ne f g h\n")
+    words = ("--predictions", tmp_path / "out.txt", "--references", tmp_path / "gold.txt", "--task", "generation")
+    assert nlpstack("eval", *words, "--save", tmp_path / "a.json").code == 0
+    found = rows(tmp_path / "a.json", tmp_path / "a.json")
+    assert found["distinct1"] == {"metric": "distinct1", "refused": "it is not resampled"}
+    assert found["bleu"]["difference"] == 0
+    assert nlpstack("eval", *words, "--save", tmp_path / "b.json", "--set", "eval.resamples=0").code == 0
+    assert "bleu: it is not resampled" in nlpstack("compare", tmp_path / "b.json", tmp_path / "b.json").fault
+
+
 def test_what_does_not_compare_is_one_line(runs: Path, tmp_path: Path) -> None:
     one = labels(tmp_path / "one.json", 0.6, 1)
     assert "not of the same task (causal_lm and classification)" in nlpstack("compare", runs / "one", one).fault
@@ -95,7 +124,7 @@ def test_what_does_not_compare_is_one_line(runs: Path, tmp_path: Path) -> None:
     results = json.loads((fresh / "results.json").read_text())
     del results["results"][0]["resampled"]
     (fresh / "results.json").write_text(json.dumps(results))
-    assert "says nothing of resamples to compare on; run: nlpstack eval" in nlpstack("compare", fresh, fresh).fault
+    assert "lacks resampled, which eval writes; run: nlpstack eval" in nlpstack("compare", fresh, fresh).fault
     assert "holds no results" in nlpstack("compare", runs / "one" / "model" / "config.json", fresh).fault
     assert "gone: no such run or file" in nlpstack("compare", tmp_path / "gone", fresh).fault
     assert f"has no results; run: nlpstack eval {tmp_path}" in nlpstack("compare", tmp_path, fresh).fault

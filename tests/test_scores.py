@@ -225,3 +225,18 @@ def test_files_that_do_not_go_together_are_one_line(
     for path, content in zip(paths, (one, two), strict=True):
         path.write_text(content)
     assert message in nlpstack("eval", "--predictions", paths[0], "--references", paths[1], "--task", task).fault
+
+
+def test_what_recipes_and_set_ask_counts_for_files_too(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("The cat sat here\nA dog ran\n")
+    other.write_text("the cat sat here\na dog ran off\n")
+    words = ("eval", "--predictions", one, "--references", other, "--task", "generation")
+    result = nlpstack(*words, "--recipe", "generation", "--set", "eval.resamples=7", "--json").json["results"][0]
+    assert "|resamples:7|" in result["metrics"]["bleu"]["signature"]
+    assert len(result["examples"]) == 2  # as the recipe asks
+    for more, message in (
+        (["--set", "task.threshold=0.3"], "--set task.threshold: says how a model is read, and there is none"),
+        (["--recipe", "ner"], "--recipe ner: is of ner, and --task generation is asked for"),
+    ):
+        assert message in nlpstack(*words, *more).fault
