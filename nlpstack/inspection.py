@@ -43,7 +43,7 @@ _PRINTABLE = 95  # characters of ASCII: what a vocabulary of characters is taken
 EXTRAS = {
     "hf": (("tokenizers", "jinja2"), "vocabularies and chat templates of published models"),
     "report": (("matplotlib",), "pictures of losses and attention"),
-    "zstd": (("backports.zstd",) * (sys.version_info < (3, 14)), ".zst corpora"),
+    "zstd": (("backports-zstd",) * (sys.version_info < (3, 14)), ".zst corpora"),
     "gguf": (("gguf",), ".gguf models"),
 }
 _REQUIRED = ("torch", "numpy", "sentencepiece", "safetensors", "pydantic", "click")
