@@ -23,9 +23,6 @@ class Beams:
     It follows transformers with early_stopping=False: of the 2 * beams best candidates a step, those that end are kept
     if they are among the first `beams`, the best of the others go on. A search is over when `beams` texts have ended
     and the best that goes on, scored as if it ended at its present length, is no better than the worst of them.
-
-    A text's score is its summed log-probability / (number of new tokens ** length_penalty); the end-of-text token
-    counts as one. Penalties act on the log-probabilities, which are not made to sum to 1 again.
     """
 
     def __init__(self, prompts: list[Prompt], rules: TokenRules) -> None:

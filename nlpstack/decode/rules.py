@@ -22,37 +22,31 @@ class TokenRules:
         self.forced = [token_id(token, "forced", tokenizer) for token in sampling.forced]
         weight, eos_id = model.unembedding, tokenizer.eos_id
         self._bias = weight.new_zeros(len(weight), dtype=torch.promote_types(weight.dtype, torch.float32))
-        biased = []
-        for token, bias in sampling.logit_bias.items():
-            biased.append(token_id(token, "logit_bias", tokenizer))
-            if biased[-1] in biased[:-1]:
-                raise ConfigError(f"logit_bias: token {_shown(biased[-1], tokenizer)} is given twice; leave out one")
-            self._bias[biased[-1]] = bias
+        biased = [token_id(token, "logit_bias", tokenizer) for token in sampling.logit_bias]
+        for token, bias in zip(biased, sampling.logit_bias.values(), strict=True):
+            if biased.count(token) > 1:
+                raise ConfigError(f"logit_bias: token {_shown(token, tokenizer)} is given twice; leave out one")
+            self._bias[token] = bias
         for name, ids in (("forced", self.forced), ("given a bias", biased)):
             if both := [token for token in ids if token in banned]:
                 raise ConfigError(f"token {_shown(both[0], tokenizer)} is banned and {name}; leave out one of the two")
-        self._check_end(eos_id)
+        if eos_id in self.forced:
+            before, least = self.forced.index(eos_id), sampling.min_new_tokens
+            if after := len(self.forced) - 1 - before:
+                raise ConfigError(f"forced: token {eos_id} is the end of text, and {after} follow; put it last")
+            if before < least:
+                raise ConfigError(f"forced: token {eos_id}, the end of text, would come before min_new_tokens={least}")
 
         never = torch.zeros(len(weight), dtype=torch.bool)
         never[tokenizer.vocab_size :] = True
         never[[*banned, *(token for token in tokenizer.special_ids if token != eos_id)]] = True
         too_early = never.clone()
-        if sampling.min_new_tokens and eos_id is not None:
+        if eos_id is not None:
             too_early[eos_id] = True
         if never.all() or (too_early.all() and sampling.min_new_tokens > len(self.forced)):
             length = f", and min_new_tokens={sampling.min_new_tokens} rules out the end of text" * (not never.all())
             raise ConfigError(f"banned: no token is left to choose{length}; ban fewer")
         self._never, self._too_early = never.to(weight.device), too_early.to(weight.device)
-
-    def _check_end(self, eos_id: int | None) -> None:
-        """Refuse a forced end of text that more tokens would have to follow."""
-        if eos_id not in self.forced:
-            return
-        before = self.forced.index(eos_id)
-        if after := len(self.forced) - 1 - before:
-            raise ConfigError(f"forced: token {eos_id} is the end of text, and {after} follow; put it last")
-        if before < (least := self.sampling.min_new_tokens):
-            raise ConfigError(f"forced: token {eos_id}, the end of text, would come before min_new_tokens={least}")
 
     def apply(self, logits: Tensor, tokens: Tensor, new: Tensor) -> Tensor:
         """Logits (B, V) of the token behind tokens (B, S), the last of which are new (B, T); -inf rules one out.
