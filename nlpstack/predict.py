@@ -54,20 +54,20 @@ def fill_mask(
         if not 1 <= top_k <= size:
             raise ConfigError(f"top_k={top_k}: must be at least 1, and at most {size:,}, the vocabulary")
         parts = _parts(text, tokenizer)
-        row, masks = _row(parts, tokenizer, ready.config.max_seq_len)
+        tokens = torch.tensor([_row(parts, tokenizer, ready.config.max_seq_len)])  # (1, T)
         with evaluating(ready), torch.inference_mode():
-            hidden = ready(torch.tensor([row], device=ready.transformer.tokens.weight.device))  # (1, T, D)
-            logits = ready.mlm_logits(hidden[0, masks])  # (M, D) -> (M, V)
+            hidden = ready(tokens.to(ready.transformer.tokens.weight.device))  # (1, T, D)
+            logits = ready.mlm_logits(hidden[tokens == tokenizer.mask_id])  # (M, D) -> (M, V)
         probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)  # (M, V)
         if not bool(torch.isfinite(probabilities).all()):
             raise ModelError(f"{name}: its logits are not finite, so its weights are broken")
         # Where the vocabulary was rounded up, ids beyond the tokenizer's are no tokens. Of equal ones the lowest wins.
-        tokens = probabilities[:, :size]
-        best, ids = (found[:, :top_k].tolist() for found in tokens.sort(dim=1, descending=True, stable=True))
+        ordered = probabilities[:, :size].sort(dim=1, descending=True, stable=True)
+        best, ids = (found[:, :top_k].tolist() for found in ordered)
     return [
         Guess(mask=mask, token=spelled, probability=probability, id=token, text=text)
-        for mask in range(len(masks))
-        for probability, token in zip(best[mask], ids[mask], strict=True)
+        for mask, row in enumerate(zip(best, ids, strict=True))
+        for probability, token in zip(*row, strict=True)
         for spelled, text in [_filled(parts, mask, token, tokenizer)]
     ]
 
@@ -103,17 +103,16 @@ def _parts(text: str, tokenizer: Any) -> list[str]:
     return parts
 
 
-def _row(parts: list[str], tokenizer: Any, context: int) -> tuple[list[int], list[int]]:
-    """[CLS] text [SEP], the text with its masks, and the places of these."""
-    row, masks = [tokenizer.cls_id, *tokenizer.encode(parts[0])], []
-    for part in parts[1:]:
-        masks.append(len(row))
-        row += [tokenizer.mask_id, *tokenizer.encode(part)]
-    row.append(tokenizer.sep_id)
+def _row(parts: list[str], tokenizer: Any, context: int) -> list[int]:
+    """[CLS] text [SEP], the text with its masks; a mask's id stands nowhere else, since no text is encoded as one."""
+    row = [tokenizer.cls_id]
+    for part in parts:
+        row += [*tokenizer.encode(part), tokenizer.mask_id]
+    row[-1] = tokenizer.sep_id  # behind the last part is no mask
     if len(row) > context:
         holds = f"the model's context holds {context:,} (max_seq_len)"
         raise DataError(f"the text has {len(row):,} tokens with the special ones around it, {holds}; shorten it")
-    return row, masks
+    return row
 
 
 def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> tuple[str, str]:
