@@ -46,8 +46,6 @@ def _exit_code(arguments: list[str]) -> int:
     try:
         result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 on; its message is the whole help
             error.show()

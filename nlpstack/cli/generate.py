@@ -82,10 +82,8 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **g
 
     where = shared.arguments(given, "batch_size", "dtype")
     result = generate(model, texts, sampling, on_text=show if stream else None, **where)
-    if given["as_json"]:
-        shared.echo_json([_entry(one, sampling) for one in result.generations])
-    else:
-        click.echo(next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling))
+    plain = next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling)
+    shared.echo([_entry(one, sampling) for one in result.generations], plain, as_json=given["as_json"])
     if not given["quiet"]:
         click.echo(_report(result, sampling, chosen, f"{len(texts)} ({source})"), err=True)
 
