@@ -12,8 +12,8 @@ import torch
 from nlpstack.data.readers import mute, text_lines
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.hub import load_model
 from nlpstack.model import GPT, LanguageModel
+from nlpstack.start import open_model
 from nlpstack.train.runtime import DTYPES, resolve_device, session
 
 DEFAULT_SAMPLING = Sampling()
@@ -51,29 +51,28 @@ def generate(
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
-        ready = _ready(model, device, DTYPES[dtype])
+        ready = _ready(model, device, dtype)
         generations, timing = decode(ready, ready.tokenizer, prompts, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
 
 
-def _ready(model: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> GPT:
+def _ready(model: LanguageModel | str | Path, device: str, dtype: str) -> GPT:
     """A GPT with a tokenizer, on its device and in its dtype, without changing one that the caller holds."""
-    if isinstance(model, str | Path):
-        name, ready = str(model), load_model(model, device=resolve_device(device), dtype=dtype)
-    else:
-        name, ready = "the model", model
+    where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
+    ready, name = open_model(model, **where)
     if not isinstance(ready, GPT):
         fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
         raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
     if ready.tokenizer is None:
         raise ModelError(f"{name}: has no tokenizer, so it can neither read a prompt nor write text; add its files")
     target = ready.unembedding.device if device == "auto" else resolve_device(device)
-    if ready is not model or all(
-        weight.dtype == dtype and weight.device.type == target.type and target.index in (None, weight.device.index)
+    wanted = DTYPES[dtype]
+    if all(
+        weight.dtype == wanted and weight.device.type == target.type and target.index in (None, weight.device.index)
         for weight in ready.parameters()
     ):
         return ready
-    return copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, dtype)
+    return copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, wanted)
 
 
 def default_prompts(path: str | Path) -> list[str]:
