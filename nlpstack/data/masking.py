@@ -1,5 +1,6 @@
 """Which tokens a masked language model has to guess, and what it sees in their place (Devlin et al. 2019, 3.1, A.1)."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,23 +46,17 @@ def mask_tokens(
     return Masked(seen, places, labels, kinds)
 
 
-class MaskingCounts:
-    """Sums over rows of what was hidden, for the log."""
+def describe_masking(rows: Iterable[tuple[np.ndarray, Masked]], *, whole_words: bool) -> str:
+    """One line for the log: how much is predicted, and what stands in its place.
 
-    def __init__(self) -> None:
-        self.n_tokens = 0  # that could be chosen
-        self.kinds = np.zeros(3, dtype=np.int64)  # chosen ones by what they became: MASKED, RANDOM, KEPT
-
-    def update(self, words: np.ndarray, masked: Masked) -> None:
-        """Count one row; `words` (T,) is what `mask_tokens` was given."""
-        self.n_tokens += int((words >= 0).sum())
-        self.kinds += np.bincount(masked.kinds, minlength=3)
-
-    def describe(self, *, whole_words: bool) -> str:
-        """One line: how much is predicted, and what stands in its place."""
-        n_chosen = int(self.kinds.sum())
-        share = 100 * n_chosen / max(1, self.n_tokens)
-        masked, random, kept = (100 * self.kinds / max(1, n_chosen)).tolist()
-        seen = f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
-        how = ", by whole words" * whole_words
-        return f"masking: {share:.1f} % of {self.n_tokens:,} tokens are predicted{how}; {seen}"
+    Of each row `rows` has the words (T,) that `mask_tokens` was given, and what it made of them.
+    """
+    n_tokens, kinds = 0, np.zeros(3, dtype=np.int64)  # that could be chosen; the chosen ones by what they became
+    for words, row in rows:
+        n_tokens += int((words >= 0).sum())
+        kinds += np.bincount(row.kinds, minlength=3)
+    n_chosen = int(kinds.sum())
+    masked, random, kept = (100 * kinds / max(1, n_chosen)).tolist()
+    seen = f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
+    how = ", by whole words" * whole_words
+    return f"masking: {100 * n_chosen / max(1, n_tokens):.1f} % of {n_tokens:,} tokens are predicted{how}; {seen}"

@@ -10,7 +10,7 @@ import torch
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.loader import Example
-from nlpstack.data.masking import Masked, MaskingCounts, mask_tokens
+from nlpstack.data.masking import Masked, describe_masking, mask_tokens
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.sentence_pairs import SentencePairs
 from nlpstack.data.shards import TokenShards
@@ -160,13 +160,12 @@ class MaskedRows:
 
     def describe(self, n_rows: int) -> list[str]:
         """What was done to the first rows of the first epoch: tokens hidden, and how full the rows are."""
-        counts, n_tokens, n_rows = MaskingCounts(), 0, min(n_rows, len(self.rows))
-        for index in range(n_rows):
-            row, hidden = self.masked(0, index)
-            counts.update(self.form.word_ids(row.tokens), hidden)
-            n_tokens += len(row.tokens)
-        padding = 1 - n_tokens / (n_rows * self.form.length)
-        return [counts.describe(whole_words=self.form.whole_words), f"padding: {padding:.1%} of {n_rows:,} rows"]
+        n_rows = min(n_rows, len(self.rows))
+        made = [self.masked(0, index) for index in range(n_rows)]
+        words = ((self.form.word_ids(row.tokens), hidden) for row, hidden in made)
+        padding = 1 - sum(len(row.tokens) for row, _ in made) / (n_rows * self.form.length)
+        masking = describe_masking(words, whole_words=self.form.whole_words)
+        return [masking, f"padding: {padding:.1%} of {n_rows:,} rows"]
 
 
 def stack(rows: Sequence[Row], form: RowFormat) -> Batch:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nlpstack.data.masking import KEPT, MASKED, RANDOM, Masked, MaskingCounts, mask_tokens
+from nlpstack.data.masking import KEPT, MASKED, RANDOM, Masked, describe_masking, mask_tokens
 
 QUICK = settings(max_examples=150, deadline=None)  # deadlines fail on a busy machine
 MASK = 4
@@ -122,19 +122,17 @@ def test_random_tokens_are_uniform_over_the_ids_they_are_drawn_from(many: tuple[
 
 def test_counts_say_what_was_drawn() -> None:
     words = np.array([-1, *range(1000), -1])
-    counts = MaskingCounts()
     rows = [mask(words, 0.5, False, seed)[1] for seed in range(3)]
-    for row in rows:
-        counts.update(words, row)
     kinds = np.concatenate([row.kinds for row in rows])
     shares = [100 * (kinds == kind).mean() for kind in (MASKED, RANDOM, KEPT)]
     wanted = (
         f"masking: {100 * len(kinds) / 3000:.1f} % of 3,000 tokens are predicted, by whole words; "
         f"of these {shares[0]:.1f} % are [MASK], {shares[1]:.1f} % random, {shares[2]:.1f} % kept"
     )
-    assert counts.describe(whole_words=True) == wanted
-    assert counts.describe(whole_words=False) == wanted.replace(", by whole words", "")
-    assert MaskingCounts().describe(whole_words=False).startswith("masking: 0.0 % of 0 tokens")
+    given = [(words, row) for row in rows]
+    assert describe_masking(given, whole_words=True) == wanted
+    assert describe_masking(given, whole_words=False) == wanted.replace(", by whole words", "")
+    assert describe_masking([], whole_words=False).startswith("masking: 0.0 % of 0 tokens")
 
 
 def test_a_random_token_that_is_the_original_counts_as_random() -> None:
