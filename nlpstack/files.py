@@ -43,10 +43,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data)
+        fsync_path(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,9 +132,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def standing(folder: Path) -> Path:
     """The folder itself or, while it is being exchanged, the old one beside it."""
-    if not folder.name:  # "." and "/" have no name, and are never exchanged
-        return folder
-    aside = folder.with_name(folder.name + ASIDE_SUFFIX)
+    aside = Path(f"{folder}{ASIDE_SUFFIX}")
     return aside if not folder.exists() and aside.exists() else folder
 
 
