@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nlpstack.config import build
 from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
@@ -105,8 +103,8 @@ def check_data(
         for name, examples in splits.items():
             readable: list[Any] = [example for example in examples if known.issuperset(classes_of(example))]
             rows = made.encode(readable, name, problems.append)  # rows over the context are a problem
-            sizes = np.array(rows.lengths, dtype=np.int64)
-            n, longest, mean = int(sizes.sum()), int(sizes.max(initial=0)), float(sizes.mean()) if len(sizes) else 0.0
+            sizes = rows.lengths
+            n, longest, mean = sum(sizes), max(sizes, default=0), sum(sizes) / max(1, len(sizes))
             if unknown := rows.count(made.tokenizer.unk_id):
                 problems.append(f"{name}: {unknown:,} of {n:,} tokens are of characters the tokenizer does not know")
             report[name] |= {"tokens": n, "longest": longest, "mean": mean, "unknown": unknown}

@@ -71,8 +71,6 @@ def find_splits(
             splits.setdefault(split, []).extend(files)
     if "all" in splits and "train" in splits:
         splits["train"].extend(splits.pop("all"))
-    if "train" not in splits and "all" not in splits:
-        raise DataError(f"{', '.join(paths)}: holds {', '.join(sorted(splits))} but no train split")
     return splits
 
 

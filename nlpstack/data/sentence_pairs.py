@@ -54,15 +54,14 @@ class SentencePairs:
         stop = np.minimum(np.maximum(full, np.arange(len(full)) + 2), document_end)
         stops = memoryview(stop)
         begins: list[int] = []
-        chunks: list[int] = []
         for sentence, end in zip(self.first.tolist(), self.last.tolist(), strict=True):
-            chunks.append(len(begins))
             while sentence < end:
                 begins.append(min(sentence, end - 2))  # the last sentence alone takes the one before along
                 sentence = stops[sentence]
         self.chunk_first = np.array(begins)  # (chunks,)
         self.chunk_last = stop[self.chunk_first]
-        self.chunks = np.array([*chunks, len(begins)])  # (used documents + 1,): each one's first chunk
+        # (used documents + 1,): each one's first chunk
+        self.chunks = np.append(np.searchsorted(self.chunk_first, self.first), len(begins))
 
     def __len__(self) -> int:
         return len(self.chunk_first)

@@ -121,11 +121,10 @@ def load_or_tokenize(
 
 
 def _intact(folder: Path, spec: ShardSpec) -> bool:
-    try:
+    with suppress(DataError, KeyError, TypeError):
         index = read_json_object(folder / INDEX, DataError)
         return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry, spec) for entry in index["shards"])
-    except (DataError, KeyError, TypeError):
-        return False
+    return False
 
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:
