@@ -44,15 +44,11 @@ class SentencePairs:
         self.n_left_out = int((~usable).sum())
         self.used = np.repeat(usable, last - first)  # (sentences,): whether its document has two
         self.first, self.last = first[usable], last[usable]  # (used documents,): its sentences are first to last - 1
-        self._cut(np.repeat(last, last - first))
-
-    def _cut(self, document_end: np.ndarray) -> None:
-        """Make the table of chunks; `document_end` (sentences,) is the sentence after each one's document."""
-        # All documents are gone through at once, but for one step of plain Python a chunk.
+        # All documents are cut into chunks at once, but for one step of plain Python a chunk.
         full = np.searchsorted(self.ends, self.starts + self.max_tokens) + 1
-        # (sentences,): where a chunk that begins with this sentence stops
-        stop = np.minimum(np.maximum(full, np.arange(len(full)) + 2), document_end)
-        stops = memoryview(stop)
+        # (sentences,): where a chunk that begins with this sentence stops: at the latest at its document's end
+        stop = np.minimum(np.maximum(full, np.arange(len(full)) + 2), np.repeat(last, last - first))
+        stops = stop.data  # whose items plain Python reads faster
         begins: list[int] = []
         for sentence, end in zip(self.first.tolist(), self.last.tolist(), strict=True):
             while sentence < end:

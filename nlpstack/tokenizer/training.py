@@ -45,35 +45,34 @@ class Sample(NamedTuple):
 
 
 def train_tokenizer(
-    texts: Iterable[str], config: TokenizerConfig, *, report: Report | None = None
+    texts: Iterable[str], config: TokenizerConfig, *, report: Report = lambda line: None
 ) -> SentencePieceTokenizer:
     """A tokenizer trained on a corpus that comes in parts, in order; `report` takes one line for each thing to know.
 
     Raises DataError if there is no text, and ConfigError if the text does not support the vocabulary size.
     """
-    say = report or (lambda line: None)
     if config.kind == "char":
-        return _train_char(texts, config, say)
+        return _train_char(texts, config, report)
     assert config.vocab_size is not None
     sample = sample_text(texts, config.max_train_bytes)
     if sample.stride > 1:
         share = f"{sample.size:,} of {sample.total:,} bytes ({sample.size / sample.total:.1%})"
         spread = f"1 block in {sample.stride}, evenly spread (tokenizer.max_train_bytes={config.max_train_bytes})"
-        say(f"tokenizer: trained on {share}, {spread}")
+        report(f"tokenizer: trained on {share}, {spread}")
     counts: Counter[str] = Counter()
     tokenizer = _train(_sentences(sample.blocks, counts), config.kind, config.vocab_size, config.character_coverage)
     for what, line in CUTS.items():
         if counts[what]:
-            say(f"tokenizer: {counts[what]:,} {line}")
+            report(f"tokenizer: {counts[what]:,} {line}")
     characters = set[str]().union(*(block.decode() for block in sample.blocks)) - set(RESERVED + "\n")
     pieces = {tokenizer.token_bytes(token) for token in range(N_FIXED, tokenizer.vocab_size)}
     if rare := sum(character.encode() not in pieces for character in characters):
         key = f"tokenizer.character_coverage={config.character_coverage}"
-        say(f"tokenizer: {rare:,} rare characters have no piece and are encoded as bytes ({key})")
+        report(f"tokenizer: {rare:,} rare characters have no piece and are encoded as bytes ({key})")
     return tokenizer
 
 
-def _train_char(texts: Iterable[str], config: TokenizerConfig, say: Report) -> SentencePieceTokenizer:
+def _train_char(texts: Iterable[str], config: TokenizerConfig, report: Report) -> SentencePieceTokenizer:
     """One piece a character, by code point (the space as U+2581): all of the corpus, or the most frequent ones."""
     counts: Counter[str] = Counter()
     for text in texts:
@@ -93,10 +92,10 @@ def _train_char(texts: Iterable[str], config: TokenizerConfig, say: Report) -> S
     ranked = sorted(counts, key=lambda character: (character != " ", -counts[character], character))
     kept, rare = ranked[: size - N_FIXED], ranked[size - N_FIXED :]
     if reserved:
-        say(f"tokenizer: {reserved:,} {CUTS['reserved']}")
+        report(f"tokenizer: {reserved:,} {CUTS['reserved']}")
     if rare:
         what = f"the {len(rare):,} rarest characters, {sum(counts[character] for character in rare):,} in all"
-        say(f"tokenizer: {what}, are encoded as bytes (tokenizer.vocab_size={size})")
+        report(f"tokenizer: {what}, are encoded as bytes (tokenizer.vocab_size={size})")
     return _train(_cut("".join(sorted(kept)).encode(), MAX_LINE), "char", size, 1.0)
 
 
