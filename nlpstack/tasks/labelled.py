@@ -1,7 +1,7 @@
 """What the tasks on labelled files share: rows of an encoder's input, their batches, and the order of scoring."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,18 +64,24 @@ class EncodedRows:
             yield RowBatch(batch=self._batch(rows), rows=rows, examples=self.examples)
 
     def _batch(self, rows: list[Encoded]) -> Batch:
-        lengths = np.array([len(row.tokens) for row in rows])
-        places = np.arange(lengths.max())
-        second = places >= np.array([row.n_first for row in rows])[:, None]  # (B, T)
-        real = places < lengths[:, None]
-        labels, n_targets = self.label(rows, len(places))
-        return Batch(
-            tokens=pad_rows([row.tokens for row in rows], self.pad_id),
-            labels=labels,
-            mask=None if real.all() else torch.from_numpy(real),
-            segments=torch.from_numpy((second & real).astype(np.int64)) if self.segments else None,
-            n_targets=n_targets,
-        )
+        n_firsts = [row.n_first for row in rows] if self.segments else None
+        batch = pad_batch([row.tokens for row in rows], n_firsts, self.pad_id)
+        labels, n_targets = self.label(rows, batch.tokens.shape[1])
+        return replace(batch, labels=labels, n_targets=n_targets)
+
+
+def pad_batch(
+    rows: Sequence[np.ndarray], n_firsts: Sequence[int] | None, pad_id: int, length: int | None = None
+) -> Batch:
+    """Rows as a batch without labels, padded on the right, to `length` if given; no mask where nothing is padded.
+
+    So many tokens of each row are of segment 0; None: the model does not tell segments apart.
+    """
+    tokens = pad_rows(rows, pad_id, length)  # (B, T)
+    places = torch.arange(tokens.shape[1])
+    real = places < torch.tensor([len(row) for row in rows])[:, None]
+    segments = None if n_firsts is None else (real & (places >= torch.tensor(n_firsts)[:, None])).long()
+    return Batch(tokens=tokens, labels={}, mask=None if real.all() else real, segments=segments)
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,8 +1,7 @@
 """Masked tokens and next sentences: the two losses of a BERT, their scores, and guesses to look at."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -95,14 +94,10 @@ class MaskedLM(Task):
         stretches = Stretches(data, self.form)
         n_wanted = min(len(stretches), -(-config.pseudo_tokens // (self.form.length - 2)))
         for number in range(n_wanted):
-            tokens = stretches.row(0, number * len(stretches) // n_wanted).tokens[1:-1]
-            copies = masked_rows.one_hidden_each(tokens, self.form)
-            n_done = 0
-            while group := list(islice(copies, n_rows)):
-                places = torch.arange(len(group)) * (self.form.length + 1) + n_done + 1  # row by row, one place on
-                labels = torch.from_numpy(tokens[n_done : n_done + len(group)])
-                n_done += len(group)
-                batch = replace(masked_rows.stack(group, self.form), labels={"mlm": labels}, places=places)
+            tokens = stretches.row(0, number * len(stretches) // n_wanted).tokens
+            end = len(tokens) - 1  # [SEP] is not hidden, nor is [CLS]
+            for start in range(1, end, n_rows):
+                batch = masked_rows.one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
                 yield ScoredBatch(batch=batch, alone=True)
 
     def metric(self, config: EvalConfig) -> MaskedLMScores:

@@ -1,7 +1,7 @@
 """Shards to what a BERT reads: `[CLS] text [SEP]` or `[CLS] text [SEP] text [SEP]`, with hidden tokens."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from nlpstack.data.masking import Masked, describe_masking, mask_tokens
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.sentence_pairs import SentencePairs
 from nlpstack.data.shards import TokenShards
+from nlpstack.tasks.labelled import pad_batch
 
 _MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs
 
@@ -152,10 +153,12 @@ class MaskedRows:
         labels = np.concatenate([hidden.labels for _, hidden in made])
         room = label_room(len(examples), length, self.form.share, whole_words=self.form.whole_words)
         room = max(room, _multiple(len(places)))
-        batch = stack([row._replace(tokens=hidden.tokens) for row, hidden in made], self.form)
         given, n_targets = {"mlm": pad_rows([labels], IGNORE_INDEX, room)[0]}, {"mlm": len(labels)}
+        n_firsts = None
         if following := [row.label for row, _ in made if row.label is not None]:
             given["nsp"], n_targets["nsp"] = torch.tensor(following), len(following)
+            n_firsts = [row.n_first for row, _ in made]
+        batch = pad_batch([hidden.tokens for _, hidden in made], n_firsts, self.form.pad_id, length)
         return replace(batch, labels=given, places=pad_rows([places], 0, room)[0], n_targets=n_targets)
 
     def describe(self, n_rows: int) -> list[str]:
@@ -168,21 +171,9 @@ class MaskedRows:
         return [masking, f"padding: {padding:.1%} of {n_rows:,} rows"]
 
 
-def stack(rows: Sequence[Row], form: RowFormat) -> Batch:
-    """Rows as a batch without labels, padded on the right; no mask where nothing is padded."""
-    full = all(len(row.tokens) == form.length for row in rows)
-    second = [np.arange(len(row.tokens)) >= row.n_first for row in rows]
-    return Batch(
-        tokens=pad_rows([row.tokens for row in rows], form.pad_id, form.length),
-        labels={},
-        mask=None if full else pad_rows([np.ones(len(row.tokens)) for row in rows], 0, form.length).bool(),
-        segments=pad_rows(second, 0, form.length) if rows[0].label is not None else None,
-    )
-
-
-def one_hidden_each(tokens: np.ndarray, form: RowFormat) -> Iterator[Row]:
-    """Copies of a text's row, each with another one of its tokens hidden (Salazar et al. 2020, section 2.3)."""
-    for place in range(1, len(tokens) + 1):
-        row = single_row(tokens, form)
-        row.tokens[place] = form.mask_id
-        yield row
+def one_hidden_each(tokens: np.ndarray, start: int, stop: int, form: RowFormat) -> Batch:
+    """Copies of a row, each with another one of its tokens `start` to `stop` hidden (Salazar et al. 2020, 2.3)."""
+    rows, hidden = torch.arange(stop - start), torch.arange(start, stop)
+    batch = pad_batch([tokens] * len(rows), None, form.pad_id, form.length)
+    batch.tokens[rows, hidden] = form.mask_id
+    return replace(batch, labels={"mlm": torch.from_numpy(tokens)[hidden]}, places=rows * form.length + hidden)
