@@ -96,7 +96,9 @@ class Generation(Task):
                 prompt, n_cut = prompt[over:], n_cut + 1
             parts: list[Any] = [self.before, prompt, answer, [self.tokenizer.eos_id]]
             tokens = np.concatenate(parts).astype(np.int64)
-            rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (tokens[1:], len(answer) + 1)))
+            labels, n_counted = tokens[1:].copy(), len(answer) + 1
+            labels[:-n_counted] = IGNORE_INDEX
+            rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (labels, n_counted)))
         if n_cut:
             note(f"{what}: the beginning of {n_cut:,} prompts was cut to fit the context (task.truncate)")
         return EncodedRows(
@@ -104,13 +106,8 @@ class Generation(Task):
         )
 
     def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        labels = []
-        for row in rows:
-            following, n_counted = row.labels
-            one = following.copy()
-            one[: len(one) - n_counted] = IGNORE_INDEX
-            labels.append(one)
-        return {"lm": pad_rows(labels, IGNORE_INDEX)}, {"lm": sum(row.labels[1] for row in rows)}
+        labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
+        return {"lm": labels}, {"lm": sum(row.labels[1] for row in rows)}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Summed next-token loss in nats of completions, under "lm"; padding on the right is seen by no token."""

@@ -120,19 +120,15 @@ class Frame:
         pairs = [other for _, _, other in texts if other is not None]
         seconds = iter(self.tokenizer.encode_batch(pairs, threads=torch.get_num_threads()) if pairs else [])
         for (where, _, other), first in zip(texts, firsts, strict=True):
-            second = next(seconds) if other is not None else None
-            marks = len(self.cls) + len(self.sep) + (len(self.between) if second is not None else 0)
-            over = marks + len(first) + (len(second) if second is not None else 0) - self.length
+            between, second = ([], first[:0]) if other is None else (self.between, next(seconds))
+            over = len(self.cls) + len(first) + len(between) + len(second) + len(self.sep) - self.length
             if over > 0:
                 first, second = self._cut(where, first, second, over)
-            after: list[Any] = [self.sep] if second is None else [self.between, second, self.sep]
-            parts: list[Any] = [self.cls, first, *after]
+            parts: list[Any] = [self.cls, first, between, second, self.sep]
             n_first = len(self.cls) + len(first) + 1  # its mark is of the first segment
             yield np.concatenate(parts).astype(np.int64), n_first
 
-    def _cut(
-        self, where: str, first: np.ndarray, second: np.ndarray | None, over: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _cut(self, where: str, first: np.ndarray, second: np.ndarray, over: int) -> tuple[np.ndarray, np.ndarray]:
         """The texts with `over` tokens fewer, taken from the end of the longer one until both are as long."""
         if not self.truncate:
             raise DataError(
@@ -140,8 +136,6 @@ class Frame:
                 "shorten it, or cut what is too long: predict --truncate, else --set task.truncate=true"
             )
         self.n_cut += 1
-        if second is None:
-            return first[:-over], None
         room = len(first) + len(second) - over
         shorter = min(len(first), len(second), room // 2)
         if len(first) <= len(second):
