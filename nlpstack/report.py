@@ -61,28 +61,22 @@ def png(figure: "Figure", **options: Any) -> bytes:
     return file.getvalue()
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossCurves:
-    """What a run logged: (step, value) pairs in nats a token; nan where a value was not finite."""
+def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
+    """Of a metrics.jsonl the losses "train" and "val", in nats a token, and "lr", as (step, value) pairs.
 
-    train: list[tuple[int, float]]
-    val: list[tuple[int, float]]
-    lr: list[tuple[int, float]]
-
-
-def loss_curves(log: Path) -> LossCurves:
-    """The curves of a metrics.jsonl; raises DataError naming a line that is no record."""
-    curves = LossCurves(train=[], val=[], lr=[])
+    A value that was not finite is nan. Raises DataError naming a line that is no record.
+    """
+    curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": [], "lr": []}
     with open(log, encoding="utf-8") as file:
         for line_no, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
                 step = int(record["step"])
                 if "loss" in record:
-                    curves.train.append((step, _number(record["loss"])))
-                    curves.lr.append((step, _number(record["lr"])))
+                    curves["train"].append((step, _number(record["loss"])))
+                    curves["lr"].append((step, _number(record["lr"])))
                 if "loss" in record.get("val", {}):
-                    curves.val.append((step, _number(record["val"]["loss"])))
+                    curves["val"].append((step, _number(record["val"]["loss"])))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {line[:60]!r}") from error
     return curves
@@ -108,9 +102,9 @@ def loss_picture(run: str | Path) -> bytes:
         losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         figure.subplots_adjust(left=0.1, right=0.97, top=0.92, bottom=0.1, hspace=0.08)
         for axes, points, label, colour, marker in (
-            (losses, curves.train, "training", "C0", "."),
-            (losses, curves.val, "validation", "C1", "o"),
-            (rates, curves.lr, "learning rate", "C2", "."),
+            (losses, curves["train"], "training", "C0", "."),
+            (losses, curves["val"], "validation", "C1", "o"),
+            (rates, curves["lr"], "learning rate", "C2", "."),
         ):
             steps, values = np.reshape(points, (-1, 2)).T
             axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")

@@ -17,7 +17,7 @@ from nlpstack import report
 from nlpstack.errors import DataError
 from nlpstack.job import RunOptions
 from nlpstack.pretrain import pretrain as pretrain_call
-from nlpstack.report import LossCurves, add_loss_picture, loss_curves, loss_picture
+from nlpstack.report import add_loss_picture, loss_curves, loss_picture
 from nlpstack.train.log import MetricsLog
 from nlpstack.train.run import RunFolder
 from tests import tiny
@@ -59,24 +59,24 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
     curves = loss_curves(write_run(tmp_path, RECORDS) / "metrics.jsonl")
-    assert [step for step, _ in curves.train] == [1, 5, 10]
-    assert [value for _, value in curves.train] == pytest.approx([6.2, math.nan, 5.1], nan_ok=True)
-    assert curves.lr == [(1, 1e-4), (5, 2e-4), (10, 0.0)]
-    assert curves.val[0] == (5, 5.5)
-    assert math.isnan(curves.val[1][1])
+    assert [step for step, _ in curves["train"]] == [1, 5, 10]
+    assert [value for _, value in curves["train"]] == pytest.approx([6.2, math.nan, 5.1], nan_ok=True)
+    assert curves["lr"] == [(1, 1e-4), (5, 2e-4), (10, 0.0)]
+    assert curves["val"][0] == (5, 5.5)
+    assert math.isnan(curves["val"][1][1])
 
 
 def test_scores_without_a_loss_are_no_curve(tmp_path: Path) -> None:
     records = [{"step": 1, "loss": 1.0, "lr": 0.1}, {"step": 1, "val": {"entity_f1": 0.5}}]
     log = write_run(tmp_path, records, {"entity_f1": 0.5}) / "metrics.jsonl"
-    assert loss_curves(log) == LossCurves(train=[(1, 1.0)], val=[], lr=[(1, 0.1)])
+    assert loss_curves(log) == {"train": [(1, 1.0)], "val": [], "lr": [(1, 0.1)]}
 
 
 def test_a_sample_text_may_hold_any_line_end(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     for _ in range(2):
         MetricsLog(log).write({"step": 1, "val": {"loss": 2.0}, "samples": [{"text": "a\u2028b\x85c\x0bd\re\nf"}]})
-    assert loss_curves(log).val == [(1, 2.0), (1, 2.0)]
+    assert loss_curves(log)["val"] == [(1, 2.0), (1, 2.0)]
 
 
 @pytest.mark.parametrize(
