@@ -94,7 +94,7 @@ class Classification(Task):
             return np.isin(list(self.ids), example.label)  # (C,)
         return float(example.label) if self.labels.problem == "regression" else self.ids[str(example.label)]
 
-    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         if any(row.labels is None for row in rows):
             return {}, {}
         dtype = torch.int64 if self.labels.problem == "single" else torch.float32

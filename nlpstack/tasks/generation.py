@@ -105,7 +105,7 @@ class Generation(Task):
             examples=examples, rows=rows, pad_id=self.tokenizer.pad_id or 0, segments=False, label=self._batch_labels
         )
 
-    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
         return {"lm": labels}, {"lm": sum(row.labels[1] for row in rows)}
 

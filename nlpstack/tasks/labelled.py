@@ -36,13 +36,13 @@ class RowBatch(Scored):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedRows:
-    """Examples as rows; `label` makes the labels of a batch, and how many count, of its rows and their length."""
+    """Examples as rows; `label` makes the labels of a batch of rows, and says how many count."""
 
     examples: Sequence[Any]
     rows: list[Encoded]
     pad_id: int
     segments: bool  # whether the model tells the texts of a pair apart
-    label: Callable[[list[Encoded], int], tuple[dict[str, Tensor], dict[str, int]]]
+    label: Callable[[list[Encoded]], tuple[dict[str, Tensor], dict[str, int]]]
 
     @property
     def lengths(self) -> list[int]:
@@ -66,7 +66,7 @@ class EncodedRows:
     def _batch(self, rows: list[Encoded]) -> Batch:
         n_firsts = [row.n_first for row in rows] if self.segments else None
         batch = pad_batch([row.tokens for row in rows], n_firsts, self.pad_id)
-        labels, n_targets = self.label(rows, batch.tokens.shape[1])
+        labels, n_targets = self.label(rows)
         return replace(batch, labels=labels, n_targets=n_targets)
 
 
@@ -75,7 +75,7 @@ def pad_batch(
 ) -> Batch:
     """Rows as a batch without labels, padded on the right, to `length` if given; no mask where nothing is padded.
 
-    So many tokens of each row are of segment 0; None: the model does not tell segments apart.
+    `n_firsts`: so many tokens of each row are of segment 0; None: the model does not tell segments apart.
     """
     tokens = pad_rows(rows, pad_id, length)  # (B, T)
     places = torch.arange(tokens.shape[1])

@@ -1,6 +1,6 @@
 """Masked tokens and next sentences: the two losses of a BERT, their scores, and guesses to look at."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -120,16 +120,14 @@ class MaskedLM(Task):
         row = given.places // given.tokens.shape[1]
         counted = labels != IGNORE_INDEX
         n_rows = given.tokens.shape[0]
-        sums = _by_row(nll, row, n_rows), _by_row(counted, row, n_rows), _by_row(hits & counted, row, n_rows)
-        mlm = list(zip(*(part.tolist() for part in sums), strict=True))
-        nsp: Sequence[tuple[float, int, int]] = [(0.0, 0, 0)] * n_rows
+        mlm = [_by_row(values, row, n_rows) for values in (nll, counted, hits & counted)]
+        nsp = [torch.zeros(n_rows)] * 3  # loss, count and hits
         if "nsp" in given.labels:
-            logits = model.nsp_logits(hidden).float()
-            losses = F.cross_entropy(logits, given.labels["nsp"], reduction="none").tolist()
-            right = (logits.argmax(dim=-1) == given.labels["nsp"]).tolist()
-            nsp = [(loss, 1, int(hit)) for loss, hit in zip(losses, right, strict=True)]
-        for tokens, following in zip(mlm, nsp, strict=True):
-            metric.update(tokens, following)
+            logits, follows = model.nsp_logits(hidden).float(), given.labels["nsp"]
+            losses = F.cross_entropy(logits, follows, reduction="none")
+            nsp = [losses, torch.ones(n_rows), logits.argmax(dim=-1) == follows]
+        for example in zip(*(column.tolist() for column in mlm + nsp), strict=True):
+            metric.update(example[:3], example[3:])
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """What was hidden and how, the context, tokenizer and dtype of the scores."""

@@ -158,8 +158,11 @@ class NER(Task):
                 places.append(len(tokens) + self.first_piece(pieces[word]))
             tokens += pieces[word]
         tokens += self.frame.sep
-        tags = None if example.tags is None else [self.ids[tag] for tag in example.tags[own:own_stop]]
-        return Encoded(np.array(tokens), len(tokens), number, (places, tags), (own, own_stop))
+        labels = None
+        if example.tags is not None:
+            labels = np.full(len(tokens), IGNORE_INDEX)
+            labels[places] = [self.ids[tag] for tag in example.tags[own:own_stop]]
+        return Encoded(np.array(tokens), len(tokens), number, (places, labels), (own, own_stop))
 
     def _knows(self, example: TaggedExample) -> bool:
         strange = [tag for tag in example.tags or () if tag not in self.ids]
@@ -167,16 +170,11 @@ class NER(Task):
             raise strange_label(example.where, "tag", strange[0], self.labels.names)
         return not strange
 
-    def _batch_labels(self, rows: list[Encoded], length: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        if any(row.labels[1] is None for row in rows):
+    def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        places, labels = zip(*(row.labels for row in rows), strict=True)
+        if any(one is None for one in labels):
             return {}, {}
-        labels = []
-        for row in rows:
-            places, tags = row.labels
-            one = np.full(length, IGNORE_INDEX)
-            one[places] = tags
-            labels.append(one)
-        return {"tag": pad_rows(labels, IGNORE_INDEX)}, {"tag": sum(len(row.labels[0]) for row in rows)}
+        return {"tag": pad_rows(labels, IGNORE_INDEX)}, {"tag": sum(map(len, places))}
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy summed over words, each by its first piece."""
