@@ -240,14 +240,13 @@ def _split(
         raise ModelError(f"{read.file}: {names[0]}: {shapes} do not fit the base; {_MEND}")
     asked = [name for name in names if name.rpartition(".")[2] in read.config.targets]
     adapted = asked if read.ours and asked else list(names)
-    diagonal = bool(read.ours) and len(names) > 1
-    n = len(adapted) if diagonal else 1
+    n = len(adapted) if read.ours else 1
     size = AdapterSize(len(a) // n, alpha / (n**0.5 if read.config.rslora else n))
     start = 0
     for name, n_out in zip(names, n_rows, strict=True):
         rows, start = slice(start, start + n_out), start + n_out
         if name in adapted:
-            first = adapted.index(name) * size.rank if diagonal else 0
+            first = adapted.index(name) * size.rank if read.ours else 0
             columns = slice(first, first + size.rank)
             one = {"lora_a": a[columns], "lora_b": b[rows, columns]}
             if lengths is not None:
