@@ -117,16 +117,15 @@ class MaskedLM(Task):
         if batch.alone:
             metric.add_stretch(nll.double().sum().item(), len(labels))
             return
-        row = given.places // given.tokens.shape[1]
-        counted = labels != IGNORE_INDEX
-        n_rows = given.tokens.shape[0]
-        mlm = [_by_row(values, row, n_rows) for values in (nll, counted, hits & counted)]
-        nsp = [torch.zeros(n_rows)] * 3  # loss, count and hits
+        counted, (n_rows, length) = labels != IGNORE_INDEX, given.tokens.shape
+        found = torch.stack([part.double() for part in (nll, counted, hits & counted)])  # (3, N)
+        mlm = found.new_zeros(3, n_rows).index_add_(1, given.places // length, found)  # (3, B)
+        nsp = torch.zeros_like(mlm)
         if "nsp" in given.labels:
             logits, follows = model.nsp_logits(hidden).float(), given.labels["nsp"]
             losses = F.cross_entropy(logits, follows, reduction="none")
-            nsp = [losses, torch.ones(n_rows), logits.argmax(dim=-1) == follows]
-        for example in zip(*(column.tolist() for column in mlm + nsp), strict=True):
+            nsp = torch.stack([losses, torch.ones_like(losses), logits.argmax(dim=-1) == follows])
+        for example in torch.cat([mlm, nsp]).T.tolist():
             metric.update(example[:3], example[3:])
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
@@ -179,8 +178,3 @@ def masked_loss(model: nn.Module, batch: Batch, chunk: int) -> dict[str, Tensor]
     if "nsp" in batch.labels:
         terms["nsp"] = F.cross_entropy(model.nsp_logits(hidden).float(), batch.labels["nsp"], reduction="sum")
     return terms
-
-
-def _by_row(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
-    """Sums of values (N,) by the row each belongs to: (B,), in fp64."""
-    return torch.zeros(n_rows, dtype=torch.float64, device=values.device).index_add_(0, row, values.double())
