@@ -345,11 +345,9 @@ def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_l
     if train.micro_batch > (size := order.batch_size):
         raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {size} sequences of a step")
     steps = train.steps or order.n_steps(train.epochs or 0)
-    seconds = (train.minutes or 0) * 60
-    if not seconds:
-        flops = 6.0 * count_parameters(model) * steps * order.batch_size * seq_len * config.optim.evaluations
-        seconds = runtime.usual_seconds(device.type, dtype, flops)
-    pays = not isinstance(order, Bucketed) and runtime.compile_pays(device.type, seconds)  # shapes that do not change
+    flops = 6.0 * count_parameters(model) * steps * order.batch_size * seq_len * config.optim.evaluations
+    fixed = not isinstance(order, Bucketed)  # shapes that do not change
+    pays = fixed and runtime.compile_pays(device.type, dtype, minutes=train.minutes, flops=flops)
     wanted = pays if train.compile == "auto" else train.compile
     if wanted and not runtime.can_compile(device.type):
         note("torch.compile: no compiler on this machine, so the run is eager")

@@ -243,7 +243,10 @@ class Transformer(nn.Module):
         batch_size, n_new = tokens.shape
         n_cached = cache.length if cache is not None else 0
         full_mask = cache.extend_mask(mask, batch_size, n_new) if cache is not None else mask
-        positions = self._positions(n_new, n_cached, full_mask, tokens.device)  # (T,) or (B, T)
+        # A token's position is the number of real tokens before it, so padding on either side changes nothing.
+        positions = torch.arange(n_cached, n_cached + n_new, device=tokens.device)  # (T,)
+        if full_mask is not None:
+            positions = (full_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -n_new:]  # (B, T)
         x = self._embed(tokens, positions, segments)  # (B, T, D)
         rotary = None
         if self.config.positions == "rotary":
@@ -263,12 +266,6 @@ class Transformer(nn.Module):
         whole = n_layers is None or n_layers == len(self.blocks)
         hidden: Tensor = self.norm(x) if self.config.pre_norm and whole else x
         return hidden
-
-    def _positions(self, n_new: int, n_cached: int, mask: Tensor | None, device: torch.device) -> Tensor:
-        """A token's position is the number of real tokens before it, so padding on either side changes nothing."""
-        if mask is None:
-            return torch.arange(n_cached, n_cached + n_new, device=device)  # (T,)
-        return (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -n_new:]  # (B, T)
 
     def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
         x = self.tokens(tokens)  # (B, T, D)

@@ -69,14 +69,12 @@ class OptimConfig:
         has = [field.name for field in fields(cls) if field.name not in lacking]
         raise ValueError(f"{name} has no {option}; its options are {', '.join(has)}")
 
-    def __post_init__(self) -> None:
-        """Fill in what depends on the optimizer, so that a saved config states it."""
+    @model_validator(mode="after")
+    def _check(self) -> "OptimConfig":
+        # What depends on the optimizer is filled in, so that a saved config states it.
         for option, default in {"weight_decay": 0.0, "clip": 0.0, **OPTIONS[self.name]}.items():
             if getattr(self, option) is None:
                 object.__setattr__(self, option, default)
-
-    @model_validator(mode="after")
-    def _check(self) -> "OptimConfig":
         for name in ("beta1", "beta2", "momentum", "alpha"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

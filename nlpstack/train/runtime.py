@@ -1,6 +1,7 @@
 """The machine: device, dtype, threads, compiler, clocks and signals. The only reader of the environment outside cli."""
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -104,15 +105,11 @@ def can_compile(device_type: str) -> bool:
     return False
 
 
-def usual_seconds(device_type: str, dtype: str, flops: float) -> float:
-    """About how long so many FLOPs of training take on a machine of the kind; 0 where there is no figure."""
-    usual = _USUAL_FLOPS.get((device_type, dtype if dtype == "fp32" else "bf16"))
-    return flops / usual if usual else 0.0
-
-
-def compile_pays(device_type: str, seconds: float) -> bool:
-    """Whether a run of about so many seconds is long enough to repay compiling, by a fixed rule."""
-    return device_type in _COMPILE_FROM and seconds >= _COMPILE_FROM[device_type]
+def compile_pays(device_type: str, dtype: str, *, minutes: float | None, flops: float) -> bool:
+    """Whether a run of so many minutes, or else FLOPs, is long enough to repay compiling, by a fixed rule."""
+    usual = _USUAL_FLOPS.get((device_type, dtype if dtype == "fp32" else "bf16"), math.inf)
+    seconds = flops / usual if minutes is None else minutes * 60
+    return seconds >= _COMPILE_FROM.get(device_type, math.inf)
 
 
 def processor_name(device_type: str) -> str:
