@@ -47,54 +47,47 @@ def resolve(
     given = [("flag", _split_keys(flags, "flag")), ("--set", _split_keys(settings, "--set"))]
     layers = [*_read_recipe(recipe, schema), *given]
     values: Values = {name: {} for name in schema}
-    origin: dict[str, str] = {}
     for source, layer in layers:
         check_keys(layer, schema, source)
         for section, entries in layer.items():
-            _drop_rivals(values[section], origin, section, entries, source, schema[section])
-            for key, value in entries.items():
-                values[section][key] = value
-                origin[f"{section}.{key}"] = source
-    notes = [note for name in schema for note in _fit_options(values[name], origin, layers, name, schema[name])]
+            _drop_rivals(values[section], section, entries, source, schema[section])
+            values[section] |= entries
+    notes = [note for name, cls in schema.items() for note in _fit_options(values[name], layers, name, cls)]
+    set_by = [(source, name, key) for source, layer in layers for name, entries in layer.items() for key in entries]
+    origin = {f"{name}.{key}": source for source, name, key in set_by if key in values[name]}
     sections: dict[str, Any] = {s: build(cls, values[s], s, origin, str(recipe)) for s, cls in schema.items()}
     return Resolved(sections, origin, notes)
 
 
-def _drop_rivals(
-    values: dict[str, Any], origin: dict[str, str], section: str, entries: dict[str, Any], source: str, cls: type
-) -> None:
+def _drop_rivals(values: dict[str, Any], section: str, entries: dict[str, Any], source: str, cls: type) -> None:
     """Of keys that exclude each other (`one_of` of the section's class), a later layer's replaces an earlier one's."""
     for group in getattr(cls, "one_of", ()):
         chosen = [key for key in group if key in entries]
         if len(chosen) > 1:
             raise ConfigError(f"{source}: {section}.{chosen[0]} and {section}.{chosen[1]} exclude each other; give one")
-        for key in group:
-            if chosen and key != chosen[0] and key in values:
-                del values[key], origin[f"{section}.{key}"]
+        for key in group if chosen else ():
+            values.pop(key, None)
 
 
-def _fit_options(
-    values: dict[str, Any], origin: dict[str, str], layers: list[tuple[str, Values]], section: str, cls: type
-) -> list[str]:
+def _fit_options(values: dict[str, Any], layers: list[tuple[str, Values]], section: str, cls: type) -> list[str]:
     """Leave out what a choice of a later layer has no use for (`options_of` of its class); lines that say so."""
     # An option that stays but was set for another choice, whose default differs, is named too.
     found: tuple[str, Mapping[str, Mapping[str, Any]]] = getattr(cls, "options_of", ("", {}))
     key, options = found
-    chosen = [(place, layer[section][key]) for place, (_, layer) in enumerate(layers) if key in layer.get(section, {})]
+    entries = [(source, layer.get(section, {})) for source, layer in layers]
+    chosen = [(place, own[key]) for place, (_, own) in enumerate(entries) if key in own]
     if not chosen or not isinstance(chosen[-1][1], str) or chosen[-1][1] not in options:
         return []
     place, name = chosen[-1]
     before = str(chosen[-2][1]) if len(chosen) > 1 else getattr(cls, key)
-    earlier = {source for source, _ in layers[:place]}
+    earlier = {option: source for source, own in entries[:place] for option in own}
+    later = {option for _, own in entries[place:] for option in own}
     notes = []
-    for option in sorted({option for known in options.values() for option in known}):
-        source = origin.get(f"{section}.{option}")
-        if source not in earlier:
-            continue
-        what = f"{section}.{option}={json.dumps(values[option], default=str)} of {source}"
+    for option in sorted({option for known in options.values() for option in known} & earlier.keys() - later):
+        what = f"{section}.{option}={json.dumps(values[option], default=str)} of {earlier[option]}"
         usual = options[name].get(option)
         if option not in options[name]:
-            del values[option], origin[f"{section}.{option}"]
+            del values[option]
             notes.append(f"{what} left out: {name} has none")
         elif usual != options.get(before, {}).get(option):
             notes.append(f"{what} kept, though chosen for {before}; the default of {name} is {json.dumps(usual)}")

@@ -69,10 +69,9 @@ def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
     """The model to start from: the one given, that of the run to resume, or the newest of the right kind."""
     if options.model is not None:
         return Path(options.model)
-    if resume and (out / "config.toml").exists():
-        before = read_record(out).get("start", {}).get("model")
-        if before:
-            return Path(before)
+    record = read_record(out) if resume and (out / "config.toml").exists() else {}
+    if before := record.get("start", {}).get("model"):
+        return Path(before)
     return newest_pretrained(RUNS, causal=run.config.task.name == "generation")
 
 

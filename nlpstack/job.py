@@ -29,6 +29,7 @@ from nlpstack.model import LanguageModel
 from nlpstack.model.attention_product import faster_in_training
 from nlpstack.model.losses import loss_chunk
 from nlpstack.report import add_loss_picture
+from nlpstack.results import chosen
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
@@ -277,11 +278,10 @@ class Job:
         for name, guess in material.baselines().items():
             found = compute(guess, "", n_resamples=0, seed=0)
             shown = [one for one in SHOWN if one in found] or ["loss"]
-            values = {one: found[one].value for one in shown}
-            baselines[name] = {one: finite(found[one]._asdict()) for one in shown}
-            self.say(f"baseline {name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
-            for metric, value in values.items():
-                own, sign = scores[metric].value, -1 if metric.endswith("loss") else 1
+            baselines[name] = chosen(found, shown)
+            self.say(f"baseline {name}: " + "  ".join(f"{metric} {found[metric].value:.4f}" for metric in shown))
+            for metric in shown:
+                own, value, sign = scores[metric].value, found[metric].value, -1 if metric.endswith("loss") else 1
                 if not sign * own > sign * value:
                     self.say(f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess {name}")
         entry = {
@@ -290,7 +290,7 @@ class Job:
             "data": list(self.config.data.paths),
             "split": "val",
             **({"baselines": baselines} if baselines else {}),
-            "metrics": {name: finite(score._asdict()) for name, score in scores.items()},
+            "metrics": chosen(scores),
         }
         write_results(folder.path, {"results": [entry], "run": asdict(result)})
         return result

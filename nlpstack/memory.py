@@ -157,18 +157,14 @@ def _measure(model: LanguageModel, config: RunConfig, choices: Choices) -> tuple
     return kept, step.peak, validation.peak
 
 
-def estimate_memory(
-    model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int, process: int | None = None
-) -> MemoryEstimate:
-    """What an eager run takes with its choices; `process`, what its process holds without it, is measured if None.
+def estimate_memory(model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int) -> MemoryEstimate:
+    """What an eager run takes with its choices.
 
     `model` may stand on the meta device; `batch_size` is in sequences. A compiled run keeps less for the backward pass.
     """
     on_cpu = torch.device(choices.device).type == "cpu"
-    if not on_cpu:
-        process = 0
-    elif process is None:
-        process = _current_memory() - sum(part.nbytes for part in model.parameters() if part.device.type == "cpu")
+    own = sum(part.nbytes for part in model.parameters() if part.device.type == "cpu")
+    process = _current_memory() - own if on_cpu else 0
     weights = sum(parameter.nbytes for parameter in model.parameters())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     optimizer = optimizer_bytes(model, config.optim)

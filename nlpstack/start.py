@@ -73,14 +73,11 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
         raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
     if start.tokenizer is None:
         raise ModelError(f"{source}: has no tokenizer, so text cannot be turned into its tokens")
-    for key, setter in resolved.origin.items():
-        section, _, name = key.partition(".")
-        if section != "model" or name == "dropout" or setter not in ("flag", "--set"):
-            continue
-        asked, given = getattr(run.config.model, name), getattr(start.config, name)
-        if asked != given:
-            raise ConfigError(f"{setter}: {key}={asked}, but {source} has {given}; leave it out")
     shape = replace(start.config, dropout=run.config.model.dropout)
+    for name, given in asdict(shape).items():
+        asked, setter = getattr(run.config.model, name), resolved.origin.get(f"model.{name}")
+        if asked != given and setter in ("flag", "--set"):
+            raise ConfigError(f"{setter}: model.{name}={asked}, but {source} has {given}; leave it out")
     origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
     run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)

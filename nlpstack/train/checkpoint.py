@@ -5,6 +5,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,19 +88,16 @@ def optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    for key, value in (
-        (f"{names[id(weight)]}.{entry}", value)
-        for optimizer in optimizers
-        for weight, state in optimizer.state.items()
-        for entry, value in state.items()
-    ):
-        if isinstance(value, Tensor):
-            tensors[key] = value.detach()
-        elif isinstance(value, list):
-            tensors.update((f"{key}.{i}", item.detach()) for i, item in enumerate(value) if isinstance(item, Tensor))
-            numbers[key] = [None if isinstance(item, Tensor) else item for item in value]
-        else:
-            numbers[key] = value
+    for weight, state in chain.from_iterable(optimizer.state.items() for optimizer in optimizers):
+        for entry, value in state.items():
+            key = f"{names[id(weight)]}.{entry}"
+            if isinstance(value, Tensor):
+                tensors[key] = value.detach()
+            elif isinstance(value, list):
+                tensors |= {f"{key}.{i}": item.detach() for i, item in enumerate(value) if isinstance(item, Tensor)}
+                numbers[key] = [None if isinstance(item, Tensor) else item for item in value]
+            else:
+                numbers[key] = value
     return tensors, numbers
 
 
