@@ -48,7 +48,7 @@ def see_neighbours(transformer: Transformer, generator: torch.Generator) -> None
     group = config.n_heads // config.kv_heads
     for number in range(config.kv_heads):
         rows = slice(number * width, (number + 1) * width)
-        square = torch.empty(max(width, size), max(width, size)).normal_(generator=generator)
+        square = torch.randn(max(width, size), max(width, size), generator=generator)
         reads = scale * torch.linalg.qr(square)[0][:width, :size]  # (K, size), orthonormal but for the scale
         attention.k_proj.weight[rows] *= 0.1
         attention.k_proj.weight[rows, places] = reads
@@ -81,10 +81,8 @@ def see_shared_tokens(transformer: Transformer, pooler: nn.Linear, generator: to
     size, width, scale = config.dim - config.dim // 8 * 2, config.head_dim, 1 / math.sqrt(config.dim)
     first, second = (cast(Block, block).attention for block in transformer.blocks[:2])
 
-    def normal(*shape: int) -> Tensor:
-        return torch.empty(shape).normal_(generator=generator)
-
-    basis = torch.linalg.qr(normal(size, size))[0]  # of the part of the width in which tokens are told apart
+    # A basis of the part of the width in which tokens are told apart.
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
     side, shared = torch.zeros(2, config.dim)
     side[:size], shared[:size] = basis[0], basis[1]
     norm = _SEGMENT * _TOKEN_STD * math.sqrt(config.dim)
@@ -106,5 +104,5 @@ def see_shared_tokens(transformer: Transformer, pooler: nn.Linear, generator: to
         reads = math.sqrt(_SIDE * math.sqrt(width)) / apart * side
         second.q_proj.weight[row], second.k_proj.weight[row] = reads, sign * reads
         second.v_proj.weight[row] = shared
-        second.out_proj.weight[:, row] = _MEAN * scale * normal(config.dim)
+        second.out_proj.weight[:, row] = _MEAN * scale * torch.randn(config.dim, generator=generator)
     pooler.weight.mul_(scale / pooler.weight.std())

@@ -293,9 +293,7 @@ def init_weights(model: nn.Module, *, n_layers: int, generator: torch.Generator)
         if isinstance(module, nn.Linear | nn.Embedding):
             residual = name.endswith(("out_proj", "down_proj"))
             std = INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD
-            values = torch.empty(module.weight.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-            with torch.no_grad():
-                module.weight.copy_(values)
+            nn.init.normal_(module.weight, std=std, generator=generator)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
         if isinstance(bias, Tensor):

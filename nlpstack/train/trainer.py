@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -197,7 +198,7 @@ class Trainer:
         """Run to the last step, or to early stopping; raises Stopped after saving if a signal asked for it."""
         if self._stops_early():
             return  # killed after the last validation, before the model was written
-        with self.stop.deferred():
+        with self.stop.deferred(), closing(self.reporter):
             for report in self.steps():
                 last = report.step == self.choices.steps
                 if last or report.step == 1 or _due(report.step, self.config.log_every):
@@ -211,9 +212,7 @@ class Trainer:
                     self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
                     break
                 if self.stop.signum is not None and not last:
-                    self.reporter.close()
                     raise Stopped(self.stop.signum, saved=str(self.checkpoints.path(report.step)))
-        self.reporter.close()
 
     def _stops_early(self) -> bool:
         return bool(self.config.patience) and self.state.n_worse >= self.config.patience
