@@ -34,6 +34,7 @@ FLOORS: dict[str, float] = {
     "attention": 7,
     "job": 6.5,  # a whole run: it asks what stands on the floor below
     "subject": 6.5,
+    "report_page": 6.5,
     "results": 6.4,
     "baselines": 6,
     "examples": 6,
@@ -61,7 +62,7 @@ LIBRARIES: dict[float, set[str]] = {
     9: set(),
     8: {"click", "rich"},
     7: {"torch", "numpy", "sklearn"},
-    6.5: {"torch"},
+    6.5: {"torch", "jinja2"},
     6.4: {"torch"},
     6: {"sklearn", "numpy", "matplotlib", "torch"},
     5: {"torch", "rich", "pydantic"},

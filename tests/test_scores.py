@@ -1,8 +1,9 @@
-"""What `nlpstack eval` says beside scores: guesses, examples, slices, gates; and what any system put out."""
+"""What `nlpstack eval` says beside scores: guesses, examples, slices, gates, a page; and what any system put out."""
 
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,61 @@ def test_gates_fail_a_score_that_is_worse(work: Path) -> None:
     ):
         assert message in (done := nlpstack("eval", "runs/gpt", "--fail-under", gate)).fault
         assert ("scored in" in done.err) == ("no result" in message)  # what is no gate is told before the work
+
+
+class Page(HTMLParser):
+    """What a page shows and asks for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.asked: list[str] = []
+        self.counts: list[str] = []
+        self.text = ""
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.asked += [value for key in ("src", "href") if (value := found.get(key))]
+        self.images += [found["alt" if tag == "img" else "aria-label"] or ""] if tag in ("img", "svg") else []
+        assert tag != "script"
+        self.in_cell = tag == "td" and "background" in (found.get("style") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        self.counts += [data] if self.in_cell else []
+
+
+def test_the_page_has_tables_and_pictures_and_asks_for_nothing(work: Path) -> None:
+    folder = work / "<b>odd & own"
+    folder.mkdir()
+    (folder / "test.tsv").write_text("text\tlabel\n<script>alert('x')</script> play\tgood\nI hate kings & seas\tbad\n")
+    done = nlpstack("eval", "runs/classification", "--data", folder, "--examples", 2, "--report", "page.html")
+    assert done.code == 0, done.err
+    text = Path("page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.images == ["training and validation loss over steps", "calibration: accuracy by confidence"]
+    assert page.counts == ["1", "1"], "the confusion matrix leaves zeros out"
+    assert page.asked
+    assert all(one.startswith("data:image/png;base64,") for one in page.asked)
+    assert "<script>alert('x')</script> play" in page.text  # shown, not run
+    assert "<b>odd & own" in page.text
+    assert "balanced_accuracy" in page.text
+    for word in ("url(", "http:", "https:", "@import"):
+        assert word not in text
+    assert nlpstack("eval", "--report", "all.html", *FEW).code == 0
+
+
+def test_a_page_that_cannot_be_made_is_refused_before_the_work(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--report runs: is a folder" in (done := nlpstack("eval", "runs/gpt", "--report", "runs")).fault
+    assert "scored" not in done.err
+    monkeypatch.setattr("nlpstack.report_page.find_spec", lambda name: None)
+    fault = nlpstack("eval", "runs/gpt", "--report", "page.html").fault
+    assert "--report: needs matplotlib and jinja2; pip install 'nlpstack[report]'" in fault
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from nlpstack.files import check_output, write_text, writing
 @click.option("--baselines/--no-baselines", default=None, help="Guessing beside the model [default: yes].")
 @click.option("--examples", type=click.IntRange(0), help="Also the N worst, and scores by length and label.")
 @click.option("--save", metavar="FILE", help="Also write the results to this JSON file.")
+@click.option("--report", metavar="FILE.html", help="Also a page with tables and pictures (extra `report`).")
 @click.option(
     "--fail-under", multiple=True, metavar="METRIC=VALUE", help="Exit code 1 if a score is worse; repeatable."
 )
@@ -50,11 +51,15 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
       nlpstack eval --predictions out.txt --references gold.txt --task generation
     """
     from nlpstack.eval import evaluate
+    from nlpstack.report_page import check_report, report_page
     from nlpstack.results import EvalOptions, failed_gates, parse_gates
 
     gates = parse_gates(given["fail_under"])
-    if given["save"]:
-        check_output(Path(given["save"]), "--save ")
+    if given["report"]:
+        check_report()
+    for name in ("save", "report"):
+        if given[name]:
+            check_output(Path(given[name]), f"--{name} ")
     options = EvalOptions(
         ignore_unknown=given["unknown_labels"] == "ignore",
         flags={name: given[name] for name in ("window", "stride", "lowercase")},
@@ -71,6 +76,9 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     if given["save"]:
         with writing(save := Path(given["save"]), "--save "):
             write_text(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
+    if given["report"]:
+        with writing(page := Path(given["report"]), "--report "):
+            write_text(page, report_page(results))
     if given["as_json"]:
         shown = [{key: value for key, value in result.items() if key != "resampled"} for result in results]
         shared.echo_json({"results": shown})
