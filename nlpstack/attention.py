@@ -82,12 +82,12 @@ def _suffix(out: Path) -> str:
 
 def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
     """The ids (T,) of the text, for a BERT as [CLS] text [SEP], where the model stands."""
-    before, after = frame(model, name)
+    framed = frame(model, name)
     ids = model.tokenizer.encode(text)
     if not ids:
         raise DataError("the text is empty, so there is nothing to attend to; give one of at least a word")
     if isinstance(model, BERT):
-        ids = [*before, *ids, *after]
+        ids = [*framed.cls, *ids, *framed.sep]
     if len(ids) > model.config.max_seq_len:
         holds = f"the model's context holds {model.config.max_seq_len:,} (max_seq_len)"
         shown = f"{text[:40]!r}{'...' * (len(text) > 40)}"

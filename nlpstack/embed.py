@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -11,20 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nlpstack.data.batch import by_length, pad_rows
+from nlpstack.data.batch import by_length, pad_batch
 from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, json_text, mute, text_lines
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import check_output, write_bytes, writing
+from nlpstack.metrics.similarity import Vectors, mean_cosine
 from nlpstack.model import GPT, LanguageModel
+from nlpstack.model.heads import mean_pooled
 from nlpstack.start import frame, open_model
+from nlpstack.tasks.labelled import Cut
 from nlpstack.tokenizer.base import utf8
 from nlpstack.train.runtime import session
-from nlpstack.zscore import Vectors, ZScore, fit_zscore, mean_cosine, npz_bytes, read_zscore
+from nlpstack.zscore import ZScore, fit_zscore, npz_bytes, read_zscore
 
 POOLINGS = ("mean", "cls", "token")
 _CHUNK = 1024  # texts that are read, and put in order of length, at a time
-_SEED = 0  # of the pairs whose cosine is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +42,6 @@ class EmbedOptions:
     threads: int | None = None  # None: as many as now
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """What `truncate` cost."""
-
-    texts: int = 0
-    tokens: int = 0
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embeddings:
     """The vectors in the order of the texts, and what is to be known of them."""
@@ -60,7 +54,7 @@ class Embeddings:
     mean_cosine_zscored: float | None = None
     n_pairs: int = 0
     zscore: ZScore | None = None
-    corpus_cut: Cut = Cut()  # of the corpus that z-scores were fitted on
+    corpus_cut: Cut = field(default_factory=Cut)  # of the corpus that z-scores were fitted on
     out: str | None = None
     zscore_out: str | None = None  # where what was fitted is saved
 
@@ -91,17 +85,18 @@ def embed(
             raise DataError(f"{path}: is empty; write one text a line" if path else "there are no texts")
         vectors: Vectors = rows if options.pooling == "token" else np.stack(rows)
         del rows  # or they would be held to the end
-        found = Embeddings(vectors=vectors, pooling=options.pooling, layer=encoder.layer, cut=encoder.cut, zscore=saved)
+        cut, encoder.frame.cut = encoder.frame.cut, Cut()
+        found = Embeddings(vectors=vectors, pooling=options.pooling, layer=encoder.layer, cut=cut, zscore=saved)
         if corpus is not None and saved is None:
-            encoder.cut, is_known = Cut(), path is not None and corpus.samefile(path)
+            is_known = path is not None and corpus.samefile(path)
             blocks = ([one] for one in vectors) if is_known else encoder.blocks(_texts(corpus))
             fitted = fit_zscore(blocks, corpus, **encoder.about())
-            found = replace(found, zscore=fitted, corpus_cut=encoder.cut)
-    before, n_pairs = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
+            found = replace(found, zscore=fitted, corpus_cut=encoder.frame.cut)
+    before, n_pairs = mean_cosine(vectors)
     found = replace(found, mean_cosine=before, n_pairs=n_pairs)
     if found.zscore is not None:
         vectors = found.zscore.apply(vectors)
-        after, _ = mean_cosine(vectors, generator=torch.Generator().manual_seed(_SEED))
+        after, _ = mean_cosine(vectors)
         found = replace(found, vectors=vectors, mean_cosine_zscored=after)
     if out is not None:
         found = replace(found, out=str(out))
@@ -158,11 +153,11 @@ def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 class _Encoder:
-    """A model as it was asked for; adds up in `cut` what it cuts."""
+    """A model as it was asked for."""
 
     def __init__(self, model: LanguageModel | str | Path, options: EmbedOptions) -> None:
         self.model, self.name = open_model(model, device=options.device)
-        self.options, self.cut = options, Cut()
+        self.options = options
         depth = self.model.config.n_layers
         layer = depth if options.layer is None else options.layer
         if not -depth - 1 <= layer <= depth:
@@ -172,13 +167,13 @@ class _Encoder:
         if options.pooling == "cls" and isinstance(self.model, GPT):
             fault = f"{self.name} is a GPT, whose first token sees nothing of the text"
             raise ConfigError(f"pooling cls: {fault}; use mean or token")
-        self.before, self.after = frame(self.model, self.name)
+        self.frame = frame(self.model, self.name, truncate=options.truncate)
 
     def blocks(self, texts: Iterator[tuple[str, str]]) -> Iterator[list[np.ndarray]]:
         """The vectors (D,), or states (T, D), of the texts in order, a block of texts at a time."""
         with evaluating(self.model):
             while chunk := list(islice(texts, _CHUNK)):
-                rows = self._rows(chunk)
+                rows = [tokens for tokens, _ in self.frame.rows([(where, text, None) for where, text in chunk])]
                 found: dict[int, np.ndarray] = {}
                 for batch in by_length([len(row) for row in rows], self.options.batch_tokens):
                     found |= zip(batch, self._pooled([rows[at] for at in batch]), strict=True)
@@ -187,38 +182,16 @@ class _Encoder:
                         raise ModelError(f"{chunk[at][0]}: its states in {self.name} are not finite; mend the weights")
                 yield [found[at] for at in range(len(chunk))]
 
-    def _rows(self, chunk: list[tuple[str, str]]) -> list[np.ndarray]:
-        """The ids of each text with the special ones around them, cut to the context where that is allowed."""
-        encoded = self.model.tokenizer.encode_batch([text for _, text in chunk], threads=torch.get_num_threads())
-        rows, context, n_special = [], self.model.config.max_seq_len, len(self.before) + len(self.after)
-        for (where, _), ids in zip(chunk, encoded, strict=True):
-            over = len(ids) + n_special - context
-            if over > 0:
-                if not self.options.truncate:
-                    size = f"{len(ids) + n_special:,} tokens" + f" with {n_special} special ones" * (n_special > 0)
-                    fault = f"has {size}, the model's context holds {context:,} (max_seq_len)"
-                    raise DataError(f"{where}: {fault}; split the text, or cut it with --truncate")
-                ids = ids[:-over]
-                self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
-            row = np.concatenate([self.before, ids, self.after]).astype(np.int64)
-            if not len(row):
-                raise DataError(f"{where}: the tokenizer finds no token in it; remove the line")
-            rows.append(row)
-        return rows
-
     @torch.inference_mode()
     def _pooled(self, rows: list[np.ndarray]) -> list[np.ndarray]:
         device = self.model.transformer.tokens.weight.device
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        tokens = pad_rows(rows, 0).to(device)  # what stands at padding is seen by nothing
-        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # (B, T)
-        hidden: Tensor = self.model.transformer(tokens, mask=mask, n_layers=self.layer).float()  # (B, T, D)
+        batch = pad_batch(rows, None, self.frame.pad_id).to(device)
+        hidden: Tensor = self.model.transformer(batch.tokens, mask=batch.mask, n_layers=self.layer).float()  # (B, T, D)
         if self.options.pooling == "cls":
             return list(hidden[:, 0].cpu().numpy())
         if self.options.pooling == "mean":
-            sums = hidden.masked_fill(~mask[..., None], 0).sum(dim=1)  # (B, D)
-            return list((sums / lengths[:, None]).cpu().numpy())
-        first, last = len(self.before), len(self.after)
+            return list(mean_pooled(hidden, batch.mask).cpu().numpy())
+        first, last = len(self.frame.cls), len(self.frame.sep)
         states = hidden.cpu().numpy()
         return [one[first : len(row) - last].copy() for one, row in zip(states, rows, strict=True)]
 

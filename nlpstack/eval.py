@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from nlpstack.hub import load_model, weights_hash
 from nlpstack.metrics import compute
 from nlpstack.results import EvalOptions, asked_for, chosen, eval_config, make_result
 from nlpstack.start import finished_runs
-from nlpstack.subject import Scored, Subject
+from nlpstack.subject import Subject
 from nlpstack.tasks import labelled_task_of
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import measure
@@ -84,7 +84,7 @@ def _evaluate_one(
         finally:
             reporter.close()
         seconds = time.perf_counter() - started
-        told = make_result(metric, scored.task.name, signature, config, options, texts=_texts_of(scored))
+        told = make_result(metric, scored.task.name, signature, config, options, texts=scored.text)
         baselines = scored.baselines(config) if options.baselines else {}
     n = f"{len(metric.told):,} examples" if metric.told else f"{told['metrics'].get('loss', {'n': 0})['n']:,} tokens"
     reporter.say(f"{path}: {n} scored in {seconds:.1f} s")
@@ -94,7 +94,6 @@ def _evaluate_one(
         name: chosen(compute(guess, signature, n_resamples=config.resamples, seed=config.seed))
         for name, guess in baselines.items()
     }
-    hashes = {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)}
     data = list(options.data) or record.get("data", {}).get("paths", [])
     return {
         "model": str(path),
@@ -103,19 +102,8 @@ def _evaluate_one(
         "split": scored.split,
         **told,
         **({"baselines": guesses} if guesses else {}),
-        "hashes": hashes,
+        "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
     }
-
-
-def _texts_of(scored: Scored) -> Callable[[int], str]:
-    """The input of an example, to be looked at."""
-
-    def text(number: int) -> str:
-        example = scored.data.examples[number]
-        both = [getattr(example, "text", None), getattr(example, "text_b", None)]
-        return " | ".join(one for one in both if one) or getattr(example, "prompt", "") or " ".join(example.words)
-
-    return text
 
 
 def _is_of(run: Path, task: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nlpstack.metrics import Metric, Units, lower_is_better
+from nlpstack.metrics.classification import correlation_formula
 
 _SORTED_BY = ("loss", "chrf", "entity_f1", "accuracy")  # the first that there is decides what is worst
 _PARTS = 4  # of the examples, by length
@@ -34,6 +35,9 @@ def worst_examples(metric: Metric, parts: Sequence[Units], n: int, texts: TextOf
 
 def _badness(parts: Sequence[Units], n: int) -> tuple[str, np.ndarray]:
     """What is worst by which score: the score of each example, a better one as a negative number."""
+    if parts[0].formula is correlation_formula:  # no pair has a correlation alone
+        ranks = [np.unique(column, return_inverse=True)[1] for column in parts[0].rows.T]
+        return "rank_gap", np.abs(ranks[0] / max(1, ranks[0].max()) - ranks[1] / max(1, ranks[1].max()))
     alone = np.ones((1, 1))
     there = [
         (name, p) for name in _SORTED_BY for p in parts if name in p.scores(p.rows[:1], alone) and len(p.rows) == n

@@ -42,7 +42,7 @@ _PRINTABLE = 95  # characters of ASCII: what a vocabulary of characters is taken
 
 EXTRAS = {
     "hf": (("tokenizers", "jinja2"), "vocabularies and chat templates of published models"),
-    "report": (("matplotlib",), "pictures of losses and attention"),
+    "report": (("matplotlib", "jinja2"), "pictures of losses and attention, pages of evaluations"),
     "zstd": (("backports-zstd",) * (sys.version_info < (3, 14)), ".zst corpora"),
     "gguf": (("gguf",), ".gguf models"),
 }

@@ -1,11 +1,10 @@
 """Scores without a model: what any system put out, against what it should have put out."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlpstack.data.labelled import read_texts, tagged_rows, text_field
+from nlpstack.data.labelled import Row, labels_in, read_texts, table_rows, tagged_rows, text_field
 from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import sha256_file
@@ -16,7 +15,6 @@ from nlpstack.results import EvalOptions, asked_for, eval_config, make_result
 from nlpstack.tasks.generation import sentences
 
 TASKS = ("classification", "ner", "generation")
-_NUMBER = re.compile(r"[+-]?\d+\.\d*(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def score_outputs(
@@ -87,13 +85,6 @@ def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScore
     return LabelScores(names), [ids[one] for one in found], [ids[one] for one in gold]
 
 
-def _rows(path: Path, note: Note, of_json: Callable[[str, dict[str, Any]], Any]) -> list[Any]:
-    """What each line holds: of JSON lines what `of_json` makes of a row, else the line itself."""
-    if corpus_suffix(path, [".jsonl"]):
-        return [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
-    return list(text_lines(path, note))
-
-
 def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
     def of_json(where: str, row: dict[str, Any]) -> Any:
         if is_gold and "references" in row:
@@ -106,7 +97,10 @@ def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
             raise DataError(f"{where}: '{name}' must be a text")
         return row[name]
 
-    rows = _rows(path, note, of_json)
+    if corpus_suffix(path, [".jsonl"]):
+        rows = [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
+    else:
+        rows = list(text_lines(path, note))
     if is_gold:
         rows = [row if isinstance(row, tuple) else (row,) for row in rows]
         empty = next((number for number, row in enumerate(rows, 1) if not any(one.strip() for one in row)), None)
@@ -116,23 +110,17 @@ def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
 
 
 def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:
-    def of_json(where: str, row: dict[str, Any]) -> Any:
-        value = row.get("label", row.get("score"))
-        if isinstance(value, list):
-            return tuple(map(str, value))
-        if not isinstance(value, str | float | int) or isinstance(value, bool):
-            raise DataError(f"{where}: 'label' must be a class, a list of classes or a number")
-        return float(value) if isinstance(value, float) else str(value)
-
     if corpus_suffix(path, [".tsv", ".csv"]):
         return [example.label for example in read_texts(path, note)]
-    rows = _rows(path, note, of_json)
-    if any(isinstance(row, str) and not row.strip() for row in rows):
-        raise DataError(f"{path}: has an empty line; each line is the label of an example")
-    if all(isinstance(row, str) and _NUMBER.fullmatch(row.strip()) for row in rows):
+    if is_json := corpus_suffix(path, [".jsonl"]) is not None:
+        rows: list[Row] = list(table_rows(path, note))
+    else:
+        rows = [(f"{path}:{n}", {"label": line.strip()}) for n, line in enumerate(text_lines(path, note), 1)]
+    name = "score" if rows and rows[0][1].keys() & {"label", "score"} == {"score"} else "label"
+    labels = labels_in(rows, name, is_json=is_json)
+    if float in map(type, labels):
         note(f"{path}: numbers, so this is regression")
-        return [float(row) for row in rows]
-    return [row.strip() if isinstance(row, str) else row for row in rows]
+    return labels
 
 
 def _tags(path: Path, note: Note, is_gold: bool) -> list[Any]:

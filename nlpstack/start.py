@@ -6,7 +6,8 @@ from pathlib import Path
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import standing
 from nlpstack.hub import load_model
-from nlpstack.model import GPT, LanguageModel
+from nlpstack.model import LanguageModel
+from nlpstack.tasks.labelled import Frame
 from nlpstack.train.run import Run, check_sections, read_record, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
@@ -32,17 +33,14 @@ def load_start(place: str | Path) -> LanguageModel:
     return start
 
 
-def frame(model: LanguageModel, name: str) -> tuple[list[int], list[int]]:
-    """The special ids before and after a text that the model reads; ModelError if its tokenizer lacks them."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
+def frame(model: LanguageModel, name: str, *, truncate: bool = False) -> Frame:
+    """How a model's input is framed; ModelError, naming the model, if it has no tokenizer or this lacks a mark."""
+    if model.tokenizer is None:
         raise ModelError(f"{name}: has no tokenizer, so it cannot read a text; add its files")
-    if isinstance(model, GPT):
-        return [] if tokenizer.bos_id is None else [tokenizer.bos_id], []
-    if tokenizer.cls_id is None or tokenizer.sep_id is None:
-        fault = "its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input"
-        raise ModelError(f"{name}: {fault}; add the tokenizer it was trained with")
-    return [tokenizer.cls_id], [tokenizer.sep_id]
+    try:
+        return Frame(model.tokenizer, model.config, truncate=truncate)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}; add the tokenizer it was trained with") from error
 
 
 def finished_runs(folder: Path) -> list[Path]:

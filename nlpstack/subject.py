@@ -10,13 +10,13 @@ import torch
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
-from nlpstack.data.labelled import labelled_splits, load_labelled, read_labelled, split_key
+from nlpstack.data.labelled import TextExample, inputs_of, labelled_splits, load_labelled, read_labelled, split_key
 from nlpstack.data.readers import DataConfig, Note
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.metrics import Metric
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.results import EvalOptions
-from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Task, TaskConfig, labelled_task, labelled_task_of
+from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Similarity, Task, TaskConfig, labelled_task, labelled_task_of
 from nlpstack.tasks.corpus import tokenize_split
 
 
@@ -36,7 +36,7 @@ class Subject:
         """The task and the split to score; raises NlpstackError where they do not fit the model or are not there."""
         own, asked, model = labelled_task_of(self.model, self.record), self.options.task, self.model
         plain = "causal_lm" if isinstance(model, GPT) else "masked_lm"
-        fitting = [own or plain, *(["generation"] if isinstance(model, GPT) and not own else [])]
+        fitting = [own or plain, "similarity", *(["generation"] if isinstance(model, GPT) and not own else [])]
         if asked not in (None, *fitting):
             raise ConfigError(f"--task {asked}: does not fit {self.path}; it can be scored for {', '.join(fitting)}")
         name = asked or own or plain
@@ -57,21 +57,22 @@ class Subject:
 
     def _labelled(self, name: str) -> "Scored":
         """A split of labelled data."""
-        paths, record = self._paths(), self.record
-        files: dict[str, list[Path]] = labelled_splits(paths, name)
+        paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
+        files: dict[str, list[Path]] = labelled_splits(paths, kind)
 
         def recorded() -> dict[str, Any]:
             share, seed = record["data"]["val_share"], record["train"]["seed"]
-            return load_labelled(record["data"]["paths"], name, val_share=share, seed=seed, note=self.note)
+            return load_labelled(record["data"]["paths"], kind, val_share=share, seed=seed, note=self.note)
 
-        splits: dict[str, Any] = read_labelled(files, name, self.note) if self.options.data else recorded()
+        splits: dict[str, Any] = read_labelled(files, kind, self.note) if self.options.data else recorded()
         is_own = self.options.data and record.get("task", {}).get("name") == name
         own = self._learned_from(recorded) if is_own else splits
         keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
         split = self._choose(keys)
-        values = {**record.get("task", {}), **self.reading, "name": name}
+        values = {**record.get("task", {}), **self.reading, "name": kind}
         origin = {f"task.{key}": "--set" for key in self.reading}
-        task: Any = labelled_task(self.model, build(TaskConfig, values, "task", origin, f"{self.path}/config.toml"))
+        config = build(TaskConfig, values, "task", origin, f"{self.path}/config.toml")
+        task: Any = Similarity(self.model, config) if name == "similarity" else labelled_task(self.model, config)
         train = own.get("train", splits.get("train"))
         return Scored(self, task, task.encode(splits[split], split, self.note), split, keys[split], train)
 
@@ -142,10 +143,15 @@ class Scored:
     key: str  # hash of the data
     train: Any  # the training split, of examples or of text; None if there is none
 
+    def text(self, number: int) -> str:
+        """The input of an example, to be looked at."""
+        example = self.data.examples[number]
+        return (" | " if isinstance(example, TextExample) else " ").join(filter(None, inputs_of(example)))
+
     def baselines(self, config: EvalConfig) -> dict[str, Metric]:
         """What guessing gets on the same data; nothing where there is no training part to learn from."""
         task, subject = self.task, self.subject
-        if self.train is None:
+        if self.train is None and not isinstance(task, Similarity):
             subject.note(f"{subject.path}: no training part is at hand, so nothing is guessed beside the model")
             return {}
         if not isinstance(task, CausalLM | MaskedLM):

@@ -1,4 +1,4 @@
-"""How alike the embeddings of different lines are, and z-scores against it: fitted, applied, saved and read."""
+"""z-scores of embeddings, against what all of them have in common: fitted, applied, saved and read."""
 
 import io
 import zipfile
@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import sha256_file
+from nlpstack.metrics.similarity import Vectors
 
-PAIRS = 10_000  # of different lines, at most, whose cosine is taken
 _CONSTANT = 1e-6  # a deviation below this share of the mean is fp32's rounding
-
-Vectors = np.ndarray | list[np.ndarray]  # (n, D), or (T, D) for each of n texts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,21 +48,17 @@ def fit_zscore(blocks: Iterable[Sequence[np.ndarray]], corpus: Path, **about: An
 
     `about` is the model's hash, layer and pooling. Raises DataError if no dimension differs.
     """
-    n, mean, squares = 0, np.zeros(()), np.zeros(())
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
     for block in blocks:
         for part in [np.stack(block)] if block[0].ndim == 1 else block:  # (n, D)
-            if not len(part):
-                continue
-            new = part.astype(np.float64)
-            own = new.mean(axis=0)
-            shift, total = own - mean, n + len(new)
-            squares = squares + ((new - own) ** 2).sum(axis=0) + shift**2 * (n * len(new) / total)  # Chan et al. 1979
-            mean = mean + shift * (len(new) / total)
-            n = total
-    deviation = np.sqrt(squares / max(1, n))
+            if len(part):
+                scaler.partial_fit(part.astype(np.float64))
+    mean, deviation = scaler.mean_, np.sqrt(scaler.var_)
     deviation = np.where(deviation > _CONSTANT * np.abs(mean), deviation, 0)
     if not deviation.any():
-        fault = f"no dimension differs among its {n:,} vectors, so there are no z-scores"
+        fault = f"no dimension differs among its {scaler.n_samples_seen_:,} vectors, so there are no z-scores"
         cure = "give a corpus of many different lines (and, with pooling cls, a layer above 0)"
         raise DataError(f"{corpus}: {fault}; {cure}")
     return ZScore(mean=mean, deviation=deviation, corpus=str(corpus), corpus_sha256=sha256_file(corpus), **about)
@@ -99,28 +92,3 @@ def read_zscore(path: Path, dim: int, **about: Any) -> ZScore:
     if not (mean.shape == deviation.shape == (dim,) and np.isfinite([mean, deviation]).all() and deviation.min() >= 0):
         raise DataError(f"{path}: does not hold {dim:,} finite means and deviations; fit anew with --zscore CORPUS")
     return ZScore(mean=mean, deviation=deviation, **saved)
-
-
-def mean_cosine(vectors: Vectors, *, generator: torch.Generator) -> tuple[float | None, int]:
-    """The mean cosine of pairs of different lines, and how many: all pairs if they are at most PAIRS, else PAIRS drawn.
-
-    Of a line with a state a token, one of its tokens is drawn. A vector of zeros has cosine 0. With fewer than two
-    lines there is no mean.
-    """
-    lines = [one for one in vectors if len(one)] if isinstance(vectors, list) else vectors[:, None]  # of (T, D)
-    n = len(lines)
-    if n < 2:
-        return None, 0
-    if n * (n - 1) // 2 <= PAIRS:
-        pairs = torch.triu_indices(n, n, offset=1).T
-    else:
-        first = torch.randint(n, (PAIRS,), generator=generator)
-        pairs = torch.stack([first, (first + torch.randint(1, n, (PAIRS,), generator=generator)) % n], dim=1)
-    places = torch.rand(len(pairs), 2, generator=generator, dtype=torch.float64)
-    total = 0.0
-    for pair, place in zip(pairs.tolist(), places.tolist(), strict=True):
-        states = (lines[line][int(at * len(lines[line]))] for line, at in zip(pair, place, strict=True))
-        one, two = (state.astype(np.float64) for state in states)
-        norms = float(np.linalg.norm(one) * np.linalg.norm(two))
-        total += float(one @ two) / norms if norms > 0 else 0.0
-    return total / len(pairs), len(pairs)

@@ -17,9 +17,9 @@ from nlpstack.embed import Embeddings, EmbedOptions, embed
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.generate import generate
 from nlpstack.hub import load_model, save_model
+from nlpstack.metrics.similarity import mean_cosine
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
-from nlpstack.zscore import mean_cosine
 from tests.tiny import nlpstack
 
 TEXTS = ["to be", "or not to be, that is", "a", "the question: whether", "'tis nobler", "in the mind", "to suffer"]
@@ -219,7 +219,7 @@ def test_a_text_beyond_the_context_is_cut_only_where_that_is_asked_for(bert: Pat
     path = written(tmp_path / "a.txt", ["a", long, long[: CONTEXT - 2], long + "x"])
     words = ["embed", "--model", bert, path, "--out", tmp_path / "a.npy"]
     fault = nlpstack(*words).fault
-    assert f"{path}:2: has 59 tokens with 2 special ones, the model's context holds 40 (max_seq_len); split" in fault
+    assert f"{path}:2: has 59 tokens with its marks, the model's context 40; shorten it, or cut" in fault
     assert not (tmp_path / "a.npy").exists()
     done = nlpstack(*words, "--truncate")
     assert f"truncated: 2 texts of {path} lost {19 + 20} tokens beyond the context\n" in done.err
@@ -256,19 +256,19 @@ def test_of_few_lines_all_pairs_are_compared(bert: Path, lines: Path, tmp_path: 
 def test_of_many_lines_ten_thousand_different_pairs_are_drawn() -> None:
     n = 200
     vectors = np.eye(n, dtype=np.float32)  # every pair of different lines has cosine 0, a line with itself 1
-    assert mean_cosine(vectors, generator=torch.Generator().manual_seed(0)) == (0.0, 10_000)
+    assert mean_cosine(vectors, seed=0) == (0.0, 10_000)
     draws = torch.Generator().manual_seed(1)
     vectors = torch.randn(n, 4, generator=draws).numpy() + 1
-    first, again, other = (mean_cosine(vectors, generator=torch.Generator().manual_seed(s))[0] for s in (0, 0, 1))
+    first, again, other = (mean_cosine(vectors, seed=s)[0] for s in (0, 0, 1))
     assert first == again != other
     assert first == pytest.approx(cosines(vectors).mean(), abs=0.03)
 
 
 def test_of_lines_with_a_vector_a_token_tokens_of_different_lines_are_compared() -> None:
     lines = [np.repeat(np.eye(8, dtype=np.float32)[[at]], at, axis=0) for at in range(8)]  # the first has none
-    assert mean_cosine(lines, generator=torch.Generator().manual_seed(0)) == (0.0, 21)
+    assert mean_cosine(lines, seed=0) == (0.0, 21)
     drawn = np.array([[[1, 0], [0, 1]]] * 60, np.float32)  # half of all pairs of tokens are alike
-    mean, n_pairs = mean_cosine(list(drawn), generator=torch.Generator().manual_seed(0))
+    mean, n_pairs = mean_cosine(list(drawn), seed=0)
     assert n_pairs == 60 * 59 // 2
     assert mean == pytest.approx(0.5, abs=0.05)
 
@@ -542,6 +542,12 @@ def test_a_published_encoder_reaches_its_known_score_on_the_sts_benchmark(
     assert len(rows) == 1379
     assert round(float(spearmanr(*scores)[0]), 4) == 0.8203
     assert round(float(pearsonr(*scores)[0]), 4) == 0.8274
+    pairs = shared_data / "stsb" / "test.jsonl"
+    (result,) = nlpstack("eval", minilm, "--task", "similarity", "--data", pairs, "--json").json["results"]
+    assert {name: round(score["value"], 4) for name, score in result["metrics"].items()} == {
+        "pearson": 0.8274,
+        "spearman": 0.8203,
+    }
 
 
 def test_what_comes_back_is_frozen(bert: Path) -> None:

@@ -190,6 +190,26 @@ def test_a_page_that_cannot_be_made_is_refused_before_the_work(work: Path, monke
     assert "--report: needs matplotlib and jinja2; pip install 'nlpstack[report]'" in fault
 
 
+def test_similarity_of_pairs_needs_no_training(bases: dict[str, Path], data: dict[str, Path], tmp_path: Path) -> None:
+    for name, base in bases.items():
+        done = nlpstack("eval", base, "--task", "similarity", "--data", data["pair"], "--save", tmp_path / "pairs.json")
+        saved = json.loads((tmp_path / "pairs.json").read_text("utf-8"))
+        SCHEMA.validate(saved)
+        (result,) = saved["results"]
+        assert f"mean_cosine: {result['details']['mean_cosine']:.4f}\n" in done.out
+        assert "baselines" not in result
+        assert result["metrics"].keys() == {"pearson", "spearman"}, name
+        assert result["details"].keys() == {"mean_cosine", "mean_cosine_zscored"}
+        assert abs(result["details"]["mean_cosine_zscored"]) < abs(result["details"]["mean_cosine"])
+    words = ("--task", "similarity", "--data", data["pair"], "--examples", 2)
+    told = nlpstack("eval", bases["bert"], *words, "--json").json["results"][0]["examples"]
+    assert [set(one) for one in told] == [{"example", "rank_gap", "input", "predicted", "true"}] * 2
+    assert 1 >= told[0]["rank_gap"] >= told[1]["rank_gap"] >= 0
+    assert told[0]["input"].startswith("a king | a ")
+    fault = nlpstack("eval", bases["bert"], "--task", "similarity", "--data", data["classification"]).fault
+    assert "train.tsv:2: similarity needs 'text_a', 'text_b' and 'score', a number" in fault
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -199,7 +219,7 @@ def test_a_page_that_cannot_be_made_is_refused_before_the_work(work: Path, monke
         ),
         (
             ["runs/gpt", "--task", "ner"],
-            "--task ner: does not fit runs/gpt; it can be scored for causal_lm, generation",
+            "--task ner: does not fit runs/gpt; it can be scored for causal_lm, similarity",
         ),
         (["runs/ner", "--split", "val", "--data", "gone.conll"], "gone.conll"),
         (["--recipe", "nothing"], "no eval recipe is called 'nothing'"),
@@ -267,7 +287,12 @@ def test_published_scores_from_the_command_line(shared_data: Path) -> None:
         ("generation", "a\nb\n", "a\n", "one.txt: 2 predictions for the 1 references of "),
         ("generation", "a\n", " \n", "two.txt:1: the reference is empty; there is nothing to compare with"),
         ("generation", "", "", "two.txt: is empty; give references to score against"),
-        ("classification", "a\n\n", "a\nb\n", "one.txt: has an empty line; each line is the label of an example"),
+        (
+            "classification",
+            "a\n\n",
+            "a\nb\n",
+            "one.txt:2: 'label' must be a class name, a number or a list of class names, found ''",
+        ),
         ("classification", "a\n", "1.5\n", "labels of different kinds"),
         ("ner", "Ann\tB-PER\n", "Ann\tQ-PER\n", "sentence 1: unknown tag 'Q-PER'"),
         ("ner", "Ann\tB-PER\nleft\tO\n", "Ann\tB-PER\n", "sentence 1 has 2 tags for 1 words"),

@@ -59,6 +59,20 @@ def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) 
     return torch.from_numpy(out)
 
 
+def pad_batch(
+    rows: Sequence[np.ndarray], n_firsts: Sequence[int] | None, pad_id: int, length: int | None = None
+) -> Batch:
+    """Rows as a batch without labels, padded on the right, to `length` if given; no mask where nothing is padded.
+
+    `n_firsts`: so many tokens of each row are of segment 0; None: the model does not tell segments apart.
+    """
+    tokens = pad_rows(rows, pad_id, length)  # (B, T)
+    places = torch.arange(tokens.shape[1])
+    real = places < torch.tensor([len(row) for row in rows])[:, None]
+    segments = None if n_firsts is None else (real & (places >= torch.tensor(n_firsts)[:, None])).long()
+    return Batch(tokens=tokens, labels={}, mask=None if real.all() else real, segments=segments)
+
+
 def by_length(lengths: Sequence[int] | np.ndarray, tokens: int = 0, *, rows: int = 0) -> Iterator[list[int]]:
     """Numbers of rows of like length, longest first, in batches of `rows`, or of at most `tokens` or of one row."""
     order: list[int] = np.argsort(-np.asarray(lengths), kind="stable").tolist()

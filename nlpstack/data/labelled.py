@@ -78,11 +78,11 @@ def classes_of(example: Example) -> tuple[str, ...]:
     return (label,) if isinstance(label, str) else tuple(sorted(set(label))) if isinstance(label, tuple) else ()
 
 
-def inputs_of(example: Example) -> object:
+def inputs_of(example: Example) -> tuple[str, ...]:
     """What a model is given of an example; examples in which it is equal are doubles."""
     if isinstance(example, TaggedExample):
         return example.words
-    return example.prompt if isinstance(example, PromptExample) else (example.text, example.text_b)
+    return (example.prompt,) if isinstance(example, PromptExample) else (example.text, example.text_b or "")
 
 
 def read_texts(path: Path, note: Note, *, labelled: bool = True) -> list[TextExample]:
@@ -98,7 +98,7 @@ def read_texts(path: Path, note: Note, *, labelled: bool = True) -> list[TextExa
     if name == "score":
         note(f"{path}: has no 'label'; its 'score' is read as the label, a number")
     texts = [(*(text_field(where, row, field) for field in inputs), None) for where, row in rows]
-    labels = _labels(rows, name, is_json) if name else [None] * len(rows)
+    labels = labels_in(rows, name, is_json=is_json) if name else [None] * len(rows)
     return [TextExample(row[0], text[0], text[1], label) for row, text, label in zip(rows, texts, labels, strict=True)]
 
 
@@ -137,7 +137,8 @@ def table_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[Ro
         raise DataError(f"{path}:{next_line}: cannot be read as a row ({error})") from error
 
 
-def _labels(rows: Sequence[Row], name: str, is_json: bool) -> list[Any]:
+def labels_in(rows: Sequence[Row], name: str, *, is_json: bool) -> list[Any]:
+    """The labels of rows, in the field `name`: all classes, lists of classes or numbers, as `read_texts` tells them."""
     values: list[Any] = [row.get(name) for _, row in rows]
     if not is_json and (name == "score" or any(not v.lstrip("+-").isdigit() and _NUMBER.fullmatch(v) for v in values)):
         values = [float(value) if _NUMBER.fullmatch(value) else value for value in values]

@@ -63,19 +63,18 @@ def calibration_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
     return {"calibration_error": (np.abs(gaps).sum(axis=1) / n, n)}
 
 
-def number_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
-    """Mean squared error (`loss`), correlations of (predicted, true); of constants these are nan."""
+def correlation_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
+    """Pearson's and Spearman's correlation of (predicted, true); of constants, and with any nan, they are nan."""
     (x, y), n = rows.T, counts.sum(axis=1)
-    scores = {"loss": (counts @ (x - y) ** 2 / n, n)}
     if np.isnan(rows).any():
-        return scores | dict.fromkeys(("pearson", "spearman"), (np.full(len(n), np.nan), n))
+        return dict.fromkeys(("pearson", "spearman"), (np.full(len(n), np.nan), n))
     places_of = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
     found = []
     for row in counts:
         x_ranks, y_ranks = (_ranks(places, row) for places in places_of)
         found.append((_correlation(x, y, row), _correlation(x_ranks, y_ranks, row)))
     pearson, spearman = np.array(found).reshape(-1, 2).T
-    return scores | {"pearson": (pearson, n), "spearman": (spearman, n)}
+    return {"pearson": (pearson, n), "spearman": (spearman, n)}
 
 
 def _ranks(places: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -122,7 +121,9 @@ class LabelScores:
         pairs = [self.told[number] for number in order]
         rows = np.array(pairs, dtype=np.int64 if self.names else np.float64).reshape(len(order), -1)
         if not self.names:
-            return [Units(number_formula, "example", rows)]
+            squares = np.column_stack((np.diff(rows) ** 2, np.ones(len(rows))))
+            parts = [Units(mean_formula, "example", squares, {"name": "loss"})]
+            return [*parts, Units(correlation_formula, "example", rows)]
         losses, shares = zip(*(self._more[number] for number in order), strict=True)
         parts = []
         if None not in losses:

@@ -48,3 +48,10 @@ class Pooler(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, D) -> (B, D)."""
         return F.tanh(self.dense(hidden[:, 0]))
+
+
+def mean_pooled(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (B, D) of the states (B, T, D) of real tokens, those where `mask` (B, T) is True; None: all are real."""
+    if mask is None:
+        return hidden.mean(dim=1)
+    return hidden.masked_fill(~mask[..., None], 0).sum(dim=1) / mask.sum(dim=1, keepdim=True)

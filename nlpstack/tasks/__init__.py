@@ -11,9 +11,10 @@ from nlpstack.tasks.classification import Classification, labels_of
 from nlpstack.tasks.generation import Generation
 from nlpstack.tasks.masked_lm import MaskedLM
 from nlpstack.tasks.ner import NER, tags_of
+from nlpstack.tasks.similarity import Similarity
 from nlpstack.tokenizer import Tokenizer
 
-__all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Task"]
+__all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Similarity", "Task"]
 __all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
 
 LabelledTask = Classification | NER | Generation  # those that a model is fine-tuned for

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch
-from nlpstack.data.labelled import TextExample
+from nlpstack.data.labelled import TextExample, classes_of
 from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.metrics.classification import LabelScores
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, label_logits, strange_label
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 _TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
@@ -67,24 +67,14 @@ class Classification(Task):
 
     def encode(self, examples: Sequence[TextExample], what: str, note: Note) -> EncodedRows:
         """Examples as rows; a label that training never saw is an error, or (`unknown_labels`) left out and counted."""
-        known = [example for example in examples if self._knows(example)]
+        ignore = self.config.ignore_unknown
+        known = [e for e in examples if knows(e.where, "label", classes_of(e), self.ids, ignore=ignore)]
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} examples with labels that training never saw are left out")
         framed = self.frame.rows([(e.where, e.text, e.text_b) for e in known])
         rows = [Encoded(tokens, n_first, n, self.label(known[n])) for n, (tokens, n_first) in enumerate(framed)]
         self.frame.note_cuts(what, note)
-        return EncodedRows(
-            examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
-        )
-
-    def _knows(self, example: TextExample) -> bool:
-        if example.label is None or self.labels.problem == "regression":
-            return True
-        names = example.label if isinstance(example.label, tuple) else (example.label,)
-        strange = [name for name in names if str(name) not in self.ids]
-        if strange and not self.config.ignore_unknown:
-            raise strange_label(example.where, "label", str(strange[0]), self.labels.names)
-        return not strange
+        return EncodedRows(examples=known, rows=rows, frame=self.frame, label=self._batch_labels)
 
     def label(self, example: TextExample) -> Any:
         """What an example's label is to the model: a number, or of several labels (C,) bool; None if it has none."""

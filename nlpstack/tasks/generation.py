@@ -20,7 +20,7 @@ from nlpstack.metrics.text import TextScores, TextScoring
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, RowBatch
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch
 from nlpstack.tokenizer import Tokenizer
 
 SEPARATOR = "\n"  # between a prompt and its completion
@@ -73,7 +73,7 @@ class Generation(Task):
             raise ModelError("the tokenizer has no token that ends a text, so the model could not learn to stop")
         self.tokenizer, self.config, self.length = tokenizer, config, shape.max_seq_len
         self.loss_chunk = loss_chunk(tokenizer.vocab_size)
-        self.before = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        self.frame = Frame(tokenizer, shape, truncate=config.truncate)
 
     def encode(self, examples: Sequence[PromptExample], what: str, note: Note) -> EncodedRows:
         """Examples as rows: BOS, prompt, separator, completion (or else the first reference), EOS."""
@@ -83,7 +83,7 @@ class Generation(Task):
         answers = self.tokenizer.encode_batch(wanted, threads=threads)
         rows, n_cut = [], 0
         for number, (example, prompt, answer) in enumerate(zip(examples, prompts, answers, strict=True)):
-            over = len(self.before) + len(prompt) + len(answer) + 1 - self.length
+            over = len(self.frame.cls) + len(prompt) + len(answer) + 1 - self.length
             if over > 0:
                 if not self.config.truncate or over >= len(prompt):
                     cure = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
@@ -94,16 +94,14 @@ class Generation(Task):
                         f"context {self.length:,}; {cure}"
                     )
                 prompt, n_cut = prompt[over:], n_cut + 1
-            parts: list[Any] = [self.before, prompt, answer, [self.tokenizer.eos_id]]
+            parts: list[Any] = [self.frame.cls, prompt, answer, [self.tokenizer.eos_id]]
             tokens = np.concatenate(parts).astype(np.int64)
             labels, n_counted = tokens[1:].copy(), len(answer) + 1
             labels[:-n_counted] = IGNORE_INDEX
             rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (labels, n_counted)))
         if n_cut:
             note(f"{what}: the beginning of {n_cut:,} prompts was cut to fit the context (task.truncate)")
-        return EncodedRows(
-            examples=examples, rows=rows, pad_id=self.tokenizer.pad_id or 0, segments=False, label=self._batch_labels
-        )
+        return EncodedRows(examples=examples, rows=rows, frame=self.frame, label=self._batch_labels)
 
     def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
@@ -155,6 +153,6 @@ class Generation(Task):
         """What the model writes after each prompt."""
         assert isinstance(model, GPT)
         # The very tokens that training puts before a completion.
-        rows = [(prompt, [*self.before, *self.tokenizer.encode(prompt + SEPARATOR)]) for prompt in prompts]
+        rows = [(prompt, [*self.frame.cls, *self.tokenizer.encode(prompt + SEPARATOR)]) for prompt in prompts]
         texts, _ = decode(model, self.tokenizer, rows, sampling)
         return [text.text.strip() for text in texts]

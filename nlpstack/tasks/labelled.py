@@ -1,14 +1,15 @@
 """What the tasks on labelled files share: rows of an encoder's input, their batches, and the order of scoring."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch, Scored, by_length, pad_rows
+from nlpstack.data.batch import Batch, Scored, by_length, pad_batch
 from nlpstack.data.loader import Example
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
@@ -40,8 +41,7 @@ class EncodedRows:
 
     examples: Sequence[Any]
     rows: list[Encoded]
-    pad_id: int
-    segments: bool  # whether the model tells the texts of a pair apart
+    frame: "Frame"
     label: Callable[[list[Encoded]], tuple[dict[str, Tensor], dict[str, int]]]
 
     @property
@@ -64,24 +64,10 @@ class EncodedRows:
             yield RowBatch(batch=self._batch(rows), rows=rows, examples=self.examples)
 
     def _batch(self, rows: list[Encoded]) -> Batch:
-        n_firsts = [row.n_first for row in rows] if self.segments else None
-        batch = pad_batch([row.tokens for row in rows], n_firsts, self.pad_id)
+        n_firsts = [row.n_first for row in rows] if self.frame.segments else None
+        batch = pad_batch([row.tokens for row in rows], n_firsts, self.frame.pad_id)
         labels, n_targets = self.label(rows)
         return replace(batch, labels=labels, n_targets=n_targets)
-
-
-def pad_batch(
-    rows: Sequence[np.ndarray], n_firsts: Sequence[int] | None, pad_id: int, length: int | None = None
-) -> Batch:
-    """Rows as a batch without labels, padded on the right, to `length` if given; no mask where nothing is padded.
-
-    `n_firsts`: so many tokens of each row are of segment 0; None: the model does not tell segments apart.
-    """
-    tokens = pad_rows(rows, pad_id, length)  # (B, T)
-    places = torch.arange(tokens.shape[1])
-    real = places < torch.tensor([len(row) for row in rows])[:, None]
-    segments = None if n_firsts is None else (real & (places >= torch.tensor(n_firsts)[:, None])).long()
-    return Batch(tokens=tokens, labels={}, mask=None if real.all() else real, segments=segments)
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -90,29 +76,41 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()
 
 
-def strange_label(where: str, kind: str, name: str, known: Sequence[str]) -> DataError:
-    """The error for a label that training never saw."""
-    there = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-    return DataError(
-        f"{where}: {kind} {name!r} is none that training saw ({there}); correct it, or leave such examples out with "
-        "--unknown-labels ignore"
-    )
+def knows(where: str, kind: str, names: Iterable[str], known: Collection[str], *, ignore: bool) -> bool:
+    """Whether training saw all of an example's labels; DataError if not, unless such examples are left out."""
+    strange = [name for name in names if name not in known]
+    if strange and not ignore:
+        there = ", ".join(islice(known, 8)) + (", ..." if len(known) > 8 else "")
+        raise DataError(
+            f"{where}: {kind} {strange[0]!r} is none that training saw ({there}); correct it, or leave such examples "
+            "out with --unknown-labels ignore"
+        )
+    return not strange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What `truncate` cost: texts, or pairs, that were cut, and their tokens that are gone."""
+
+    texts: int = 0
+    tokens: int = 0
 
 
 class Frame:
-    """How an encoder's input is framed: [CLS] text [SEP], of a pair [CLS] text [SEP] text [SEP]."""
+    """How an encoder's input is framed: [CLS] text [SEP], of a pair [CLS] text [SEP] text [SEP]; a GPT's: its bos."""
 
     def __init__(self, tokenizer: Tokenizer, config: TransformerConfig, *, truncate: bool) -> None:
         """ModelError if the tokenizer lacks a mark. With `truncate` texts that are too long are cut, and counted."""
-        if tokenizer.cls_id is None or tokenizer.sep_id is None:
-            raise ModelError("the tokenizer has no [CLS] or no [SEP] token, which frame an encoder's input")
-        self.cls, self.sep = [tokenizer.cls_id], [tokenizer.sep_id]
+        first, last = (tokenizer.bos_id, None) if config.causal else (tokenizer.cls_id, tokenizer.sep_id)
+        if not config.causal and (first is None or last is None):
+            raise ModelError("its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input")
+        self.cls, self.sep = ([] if mark is None else [mark] for mark in (first, last))
         # RoBERTa has no segments, and sets two marks between texts.
         self.between = self.sep * (2 if config.position_offset else 1)
         self.tokenizer, self.length, self.truncate = tokenizer, config.max_seq_len, truncate
-        self.segments = config.n_segments > 1
+        self.segments = config.n_segments > 1  # whether the model tells the texts of a pair apart
         self.pad_id = tokenizer.pad_id or 0
-        self.n_cut = 0
+        self.cut = Cut()
 
     def rows(self, texts: Sequence[tuple[str, str, str | None]]) -> Iterator[tuple[np.ndarray, int]]:
         """Tokens and how many are of the first segment, of (where, text, second text or None)."""
@@ -125,6 +123,8 @@ class Frame:
             if over > 0:
                 first, second = self._cut(where, first, second, over)
             parts: list[Any] = [self.cls, first, between, second, self.sep]
+            if not any(map(len, parts)):
+                raise DataError(f"{where}: the tokenizer finds no token in it; remove the line")
             n_first = len(self.cls) + len(first) + 1  # its mark is of the first segment
             yield np.concatenate(parts).astype(np.int64), n_first
 
@@ -133,9 +133,9 @@ class Frame:
         if not self.truncate:
             raise DataError(
                 f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
-                "shorten it, or cut what is too long: predict --truncate, else --set task.truncate=true"
+                "shorten it, or cut what is too long: --truncate (predict, embed), else --set task.truncate=true"
             )
-        self.n_cut += 1
+        self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
         room = len(first) + len(second) - over
         shorter = min(len(first), len(second), room // 2)
         if len(first) <= len(second):
@@ -144,6 +144,6 @@ class Frame:
 
     def note_cuts(self, what: str, note: Note) -> None:
         """Say how many texts were cut."""
-        if self.n_cut:
-            note(f"{what}: {self.n_cut:,} texts are longer than {self.length:,} tokens and were cut (task.truncate)")
-            self.n_cut = 0
+        if n_cut := self.cut.texts:
+            note(f"{what}: {n_cut:,} texts are longer than {self.length:,} tokens and were cut (task.truncate)")
+            self.cut = Cut()

@@ -18,7 +18,7 @@ from nlpstack.metrics.entities import EntityScores, entity_spans
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, label_logits, strange_label
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
@@ -129,7 +129,8 @@ class NER(Task):
 
     def encode(self, examples: Sequence[TaggedExample], what: str, note: Note) -> EncodedRows:
         """Sentences as rows; those longer than the context in windows. Says what was windowed, cut and left out."""
-        known = [example for example in examples if self._knows(example)]
+        ignore = self.config.ignore_unknown
+        known = [e for e in examples if knows(e.where, "tag", e.tags or (), self.ids, ignore=ignore)]
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} sentences with types that training never saw are left out")
         rows: list[Encoded] = []
@@ -146,9 +147,7 @@ class NER(Task):
             note(f"{what}: {n_windowed:,} sentences are longer than the context and read in overlapping windows")
         if n_cut:
             note(f"{what}: {n_cut:,} words are read by their first {self.room // 2} pieces")
-        return EncodedRows(
-            examples=known, rows=rows, pad_id=self.frame.pad_id, segments=self.frame.segments, label=self._batch_labels
-        )
+        return EncodedRows(examples=known, rows=rows, frame=self.frame, label=self._batch_labels)
 
     def _row(self, number: int, example: TaggedExample, pieces: list[list[int]], window: Window) -> Encoded:
         first, stop, own, own_stop = window
@@ -163,12 +162,6 @@ class NER(Task):
             labels = np.full(len(tokens), IGNORE_INDEX)
             labels[places] = [self.ids[tag] for tag in example.tags[own:own_stop]]
         return Encoded(np.array(tokens), len(tokens), number, (places, labels), (own, own_stop))
-
-    def _knows(self, example: TaggedExample) -> bool:
-        strange = [tag for tag in example.tags or () if tag not in self.ids]
-        if strange and not self.config.ignore_unknown:
-            raise strange_label(example.where, "tag", strange[0], self.labels.names)
-        return not strange
 
     def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         places, labels = zip(*(row.labels for row in rows), strict=True)

@@ -129,6 +129,7 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
     "classification": ("truncate", "ignore_unknown", "threshold", "class_weights", "label_smoothing"),
     "ner": ("ignore_unknown", "label_smoothing", "constrained"),
     "generation": ("truncate",),
+    "similarity": ("truncate",),
 }
 
 
