@@ -463,7 +463,7 @@ def test_what_cannot_embed_is_refused(bert: Path, gpt: Path, lines: Path) -> Non
     with pytest.raises(ModelError, match="text 4: its states in the model are not finite"):
         embed(model, TEXTS)
     model.tokenizer.sep_id = None
-    with pytest.raises(ModelError, match=r"its tokenizer has no \[CLS\] or no \[SEP\] token"):
+    with pytest.raises(ModelError, match=r"the tokenizer has no \[CLS\] or no \[SEP\] token"):
         embed(model, TEXTS)
     model.tokenizer = None
     with pytest.raises(ModelError, match="the model: has no tokenizer"):

@@ -103,7 +103,7 @@ class Frame:
         """ModelError if the tokenizer lacks a mark. With `truncate` texts that are too long are cut, and counted."""
         first, last = (tokenizer.bos_id, None) if config.causal else (tokenizer.cls_id, tokenizer.sep_id)
         if not config.causal and (first is None or last is None):
-            raise ModelError("its tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input")
+            raise ModelError("the tokenizer has no [CLS] or no [SEP] token, which begin and end a BERT's input")
         self.cls, self.sep = ([] if mark is None else [mark] for mark in (first, last))
         # RoBERTa has no segments, and sets two marks between texts.
         self.between = self.sep * (2 if config.position_offset else 1)
