@@ -30,8 +30,12 @@ check: lint test
 
 # Each comparison beside its peer; the figures belong in benchmarks/RESULTS.md.
 bench: $(READY)
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/compiling.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/tokenizing.py batch
 
 # Write the golden loss curves and checkpoints anew; say in docs/changelog.md why they changed.
 golden: $(READY)

@@ -5,11 +5,14 @@ python benchmarks/attention.py
 
 import statistics
 import time
+from functools import partial
+from itertools import product
 
 import torch
 
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk
+from nlpstack.train.runtime import autocast, keep_freed_memory
 
 PAIRS = 5
 STEPS = 3  # a reading is the mean of so many
@@ -20,13 +23,13 @@ SHAPES = {  # name -> (dim, layers, heads, context, batch, vocabulary)
 }
 
 
-def reading(model: GPT, optimizer: torch.optim.Optimizer, rows: torch.Tensor, product: str) -> float:
+def reading(model: GPT, optimizer: torch.optim.Optimizer, rows: torch.Tensor, product: str, dtype: str) -> float:
     """Seconds a training step takes."""
     model.transformer.train_attention = product
     chunk = loss_chunk(model.config.vocab_size)
     started = time.perf_counter()
     for _ in range(STEPS):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(torch.device("cpu"), dtype):
             loss = linear_cross_entropy(model.transformer(rows[:, :-1]), model.unembedding, rows[:, 1:], chunk)
         (loss / rows[:, 1:].numel()).backward()
         optimizer.step()
@@ -35,21 +38,23 @@ def reading(model: GPT, optimizer: torch.optim.Optimizer, rows: torch.Tensor, pr
 
 
 def main() -> None:
-    """Measure every shape and print the ratio with its spread."""
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, bf16 autocast; fused / plain, {PAIRS} pairs")
-    for name, (dim, n_layers, n_heads, context, batch, vocab) in SHAPES.items():
+    """Measure every shape in both dtypes and print the ratio with its spread."""
+    keep_freed_memory()  # as the commands do
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; fused / plain, {PAIRS} pairs")
+    for dtype, (name, (dim, n_layers, n_heads, context, batch, vocab)) in product(("bf16", "fp32"), SHAPES.items()):
         config = TransformerConfig(vocab_size=vocab, max_seq_len=context, dim=dim, n_layers=n_layers, n_heads=n_heads)
         model = GPT.create(config, seed=0).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         rows = torch.randint(vocab, (batch, context + 1), generator=torch.Generator().manual_seed(0))
-        for product in ("plain", "fused"):
-            reading(model, optimizer, rows, product)
-        pairs = [[reading(model, optimizer, rows, product) for product in ("plain", "fused")] for _ in range(PAIRS)]
+        both = [partial(reading, model, optimizer, rows, kind, dtype) for kind in ("plain", "fused")]
+        for read in both:
+            read()
+        pairs = [[read() for read in both] for _ in range(PAIRS)]
         ratios = sorted(fused / plain for plain, fused in pairs)
         plain, fused = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
         spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         print(
-            f"{name}: {statistics.median(ratios):.2f} ({spread}); plain {plain:.0f} ms, fused {fused:.0f} ms",
+            f"{dtype}, {name}: {statistics.median(ratios):.2f} ({spread}); plain {plain:.0f} ms, fused {fused:.0f} ms",
             flush=True,
         )
 

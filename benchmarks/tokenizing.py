@@ -2,8 +2,10 @@
 
     python benchmarks/tokenizing.py                           # generates the text, about 1 GB, in a temporary folder
     python benchmarks/tokenizing.py peak CORPUS CACHE [TOKENIZER]
+    python benchmarks/tokenizing.py batch [PAIRS [BYTES]]     # 10 MB, beside SentencePiece alone, in turn
 
-The second form surveys and tokenizes one corpus; without a tokenizer each byte is a token, which costs no time.
+The second form surveys and tokenizes one corpus; without a tokenizer each byte is a token, which costs no time. The
+third gives the same texts, and as many threads, to our tokenizer and to SentencePiece's own call for many texts.
 """
 
 import json
@@ -14,12 +16,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pairs
+import sentencepiece
 
 from nlpstack.data.corpus import whole_corpus
 from nlpstack.data.readers import DataConfig
 from nlpstack.data.shards import ShardSpec, load_or_tokenize
 from nlpstack.prepare import train_tokenizer_on
 from nlpstack.samples import sample
+from nlpstack.tasks import DocumentLayout
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.tokenizer import load_tokenizer
 
@@ -77,7 +82,9 @@ def peak(corpus: str, cache: str, tokenizer: str = "") -> None:
     """Tokenize a corpus and print bytes of text, tokens, and the most memory this process ever held."""
     split = whole_corpus(DataConfig(paths=[corpus]), note)["all"]
     if tokenizer:
-        shards = tokenize_split(split, load_tokenizer(Path(tokenizer)), Path(cache), THREADS, note)
+        read = load_tokenizer(Path(tokenizer))
+        layout = DocumentLayout(bos_id=read.bos_id, eos_id=read.eos_id)
+        shards = tokenize_split(split, read, layout, Path(cache), threads=THREADS, note=note)
     else:
         spec = ShardSpec(split_key=split.key, tokenizer_hash="bytes", vocab_size=256, bos_id=None, eos_id=None)
         shards = load_or_tokenize(split.pieces, bytes_as_tokens, spec, Path(cache), note)
@@ -91,10 +98,27 @@ def bytes_as_tokens(texts: list[str]) -> list[np.ndarray]:
     return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
 
 
+def batch(n_pairs: str = "5", n_bytes: str = "10_000_000") -> None:
+    """Print how our encode_batch compares with SentencePiece's Encode, on documents of WORDS words."""
+    generator, words = random.Random(0), sample("shakespeare").read_text(encoding="utf-8").split()
+    texts = [text_of(generator, words, WORDS) for _ in range(int(n_bytes) // (5 * WORDS))]
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer_on(["sample:shakespeare"], {"vocab_size": 8192}, Path(folder, "tokenizer"))
+        ours = load_tokenizer(Path(folder, "tokenizer"))
+        peer = sentencepiece.SentencePieceProcessor(model_file=str(Path(folder, "tokenizer", "tokenizer.model")))
+    few = texts[:100]
+    assert [one.tolist() for one in ours.encode_batch(few, threads=THREADS)] == peer.Encode(few)
+    turns = pairs.alternate(
+        lambda: ours.encode_batch(texts, threads=THREADS), lambda: peer.Encode(texts, num_threads=THREADS), int(n_pairs)
+    )
+    print(f"{pairs.describe('cpu', ('torch', 'sentencepiece'))}\n\n{pairs.TURNS_HEADER}")
+    print(turns.row("tokenizing", sum(map(len, texts)) / 1e6, "MB/s"))
+
+
 def note(text: str) -> None:
     """What the library says, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    peak(*sys.argv[2:]) if sys.argv[1:2] == ["peak"] else main()
+    {"peak": peak, "batch": batch}.get("".join(sys.argv[1:2]), main)(*sys.argv[2:])

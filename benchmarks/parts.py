@@ -1,0 +1,107 @@
+"""Parts of a training step beside what they would be otherwise, in turn, in seconds of one thread's processor time.
+
+    python benchmarks/parts.py [--quick] [--only dropout loss clip attention attention-dropout]
+
+Processor time of one thread is what other work on a machine disturbs least. Behind `nlpstack.model.dropout`, the rules
+of `loss_chunk` and `faster_in_training` in fp32, and the clipping of `Trainer`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pairs
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nlpstack.model.attention_product import fused_attention, plain_attention
+from nlpstack.model.dropout import dropout
+from nlpstack.model.losses import linear_cross_entropy
+from nlpstack.train.runtime import keep_freed_memory
+
+Work = Callable[[], object]
+CONTEXTS = ((2, 12, 512, 64), (4, 6, 256, 64), (8, 6, 128, 64), (12, 4, 64, 32))  # batch, heads, tokens, width
+
+
+def of_dropout(quick: bool) -> Iterator[tuple[str, Work, Work]]:
+    """Torch's dropout and ours, there and back."""
+    x = torch.randn(8, 128, 8 if quick else 384, requires_grad=True)
+
+    def step(drop: Callable[[Tensor, float], Tensor]) -> Work:
+        return lambda: drop(x, 0.1).sum().backward()
+
+    yield f"dropout of {x.numel():,} values: torch's / ours", step(F.dropout), step(dropout)
+
+
+def of_loss(quick: bool) -> Iterator[tuple[str, Work, Work]]:
+    """The vocabulary's loss in chunks of 83 rows, some four million logits, and of 256."""
+    vocab, dim = (600, 8) if quick else (50257, 768)
+    weight, rows = torch.randn(vocab, dim, requires_grad=True), torch.randn(512, dim, requires_grad=True)
+    labels = torch.randint(vocab, (512,))
+
+    def step(chunk: int) -> Work:
+        return lambda: linear_cross_entropy(rows, weight, labels, chunk).backward()
+
+    yield f"loss of 512 rows over {vocab:,} words: chunks of 83 / 256", step(83), step(256)
+
+
+def of_clip(quick: bool) -> Iterator[tuple[str, Work, Work]]:
+    """Clipping gradients that are below the limit, and taking their norm alone."""
+    weights = [nn.Parameter(torch.zeros(768, 8 if quick else 3072)) for _ in range(24)]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 1e-6)
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    title = f"gradients of {sum(map(Tensor.numel, gradients)):,} weights: clipped by 1 / their norm"
+    yield title, lambda: nn.utils.clip_grad_norm_(weights, 1.0), lambda: nn.utils.get_total_norm(gradients)
+
+
+def of_attention(quick: bool, p: float = 0.0) -> Iterator[tuple[str, Work, Work]]:
+    """Plain products and the fused kernel, there and back, in fp32."""
+    for size in CONTEXTS[-1:] if quick else CONTEXTS:
+        q, k, v = (torch.randn(size, requires_grad=True) for _ in range(3))
+
+        def step(product: Callable[..., Tensor], q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Work:
+            return lambda: product(q, k, v, None, causal=True, dropout=p).sum().backward()
+
+        title = f"attention in fp32 {size}{f', dropout {p}' * (p > 0)}: plain / fused"
+        yield title, step(plain_attention), step(fused_attention)
+
+
+def main() -> None:
+    """Print a row for each part."""
+    parts = {
+        "dropout": of_dropout,
+        "loss": of_loss,
+        "clip": of_clip,
+        "attention": of_attention,
+        "attention-dropout": partial(of_attention, p=0.1),
+    }
+    options = pairs.parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=parts, default=list(parts))
+    given = options.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as the commands do
+    print(f"{pairs.describe('cpu', ('torch',))}\n\n| part | ratio (smallest to largest) | first, ms | second, ms |")
+    print("|---|--:|--:|--:|")
+    for name in given.only:
+        for title, *works in parts[name](given.quick):
+            rounds = [[_seconds(work) for work in works] for _ in range(1 + (1 if given.quick else given.pairs))][1:]
+            first, second = (f"{statistics.median(side) * 1e3:.2f}" for side in zip(*rounds, strict=True))
+            print(
+                f"| {title} | {pairs.spread([one / other for one, other in rounds])} | {first} | {second} |", flush=True
+            )
+
+
+def _seconds(work: Work, least: float = 0.05) -> float:
+    """Processor seconds that the work takes, of as many times as fill a moment."""
+    started, n = time.process_time(), 0
+    while time.process_time() - started < least:
+        work()
+        n += 1
+    return (time.process_time() - started) / n
+
+
+if __name__ == "__main__":
+    main()
