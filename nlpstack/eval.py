@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from nlpstack.errors import ConfigError, ModelError
+from nlpstack.errors import ConfigError
 from nlpstack.hub import load_model, weights_hash
 from nlpstack.metrics import compute
 from nlpstack.results import EvalOptions, asked_for, chosen, eval_config, make_result
-from nlpstack.start import finished_runs
+from nlpstack.start import finished_runs, frame
 from nlpstack.subject import Subject
 from nlpstack.tasks import labelled_task_of
 from nlpstack.train import runtime
@@ -39,12 +39,9 @@ def evaluate(
     options, asked = asked_for(options)
     only = asked["score"].task
     paths = [Path(model) for model in models] or [run for run in finished_runs(RUNS) if _is_of(run, only)]
-    if not paths and only:
-        raise ConfigError(f"no model given and no finished run of {only} under {RUNS}/; name one")
     if not paths:
-        raise ConfigError(
-            f"no model given and no finished run under {RUNS}/; make one with: nlpstack pretrain --arch gpt"
-        )
+        what, cure = (f" of {only}", "name one") if only else ("", "make one with: nlpstack pretrain --arch gpt")
+        raise ConfigError(f"no model given and no finished run{what} under {RUNS}/; {cure}")
     device = runtime.resolve_device(options.device)
     dtype = runtime.resolve_dtype(options.dtype, device)
     results = []
@@ -61,8 +58,7 @@ def _evaluate_one(
     path: Path, options: EvalOptions, asked: Mapping[str, Any], device: torch.device, dtype: str, reporter: Reporter
 ) -> dict[str, Any]:
     model = load_model(path, device=device, base=options.base, note=reporter.say)
-    if model.tokenizer is None:
-        raise ModelError(f"{path}: has no tokenizer, so text cannot be turned into its tokens")
+    frame(model, str(path))  # it has a tokenizer, and this its marks
     record = read_record(path) if (path / "config.toml").exists() else {}
     config = eval_config(asked["eval"], record)
     _check_reading(path, options.task or labelled_task_of(model, record), asked["task"])
@@ -94,11 +90,10 @@ def _evaluate_one(
         name: chosen(compute(guess, signature, n_resamples=config.resamples, seed=config.seed))
         for name, guess in baselines.items()
     }
-    data = list(options.data) or record.get("data", {}).get("paths", [])
     return {
         "model": str(path),
         "task": scored.task.name,
-        "data": data,
+        "data": list(options.data) or record.get("data", {}).get("paths", []),
         "split": scored.split,
         **told,
         **({"baselines": guesses} if guesses else {}),

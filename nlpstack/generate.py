@@ -13,7 +13,7 @@ from nlpstack.data.readers import mute, text_lines
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.model import GPT, LanguageModel
-from nlpstack.start import open_model
+from nlpstack.start import frame, open_model
 from nlpstack.train.runtime import DTYPES, resolve_device, session
 
 DEFAULT_SAMPLING = Sampling()
@@ -63,8 +63,7 @@ def _ready(model: LanguageModel | str | Path, device: str, dtype: str) -> GPT:
     if not isinstance(ready, GPT):
         fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
         raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
-    if ready.tokenizer is None:
-        raise ModelError(f"{name}: has no tokenizer, so it can neither read a prompt nor write text; add its files")
+    frame(ready, name)  # it has a tokenizer
     target = ready.unembedding.device if device == "auto" else resolve_device(device)
     wanted = DTYPES[dtype]
     if all(

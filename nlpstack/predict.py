@@ -155,8 +155,7 @@ def predict(
     name = labelled_task_of(ready, record) or ("generation" if isinstance(ready, GPT) else "")
     if not name:
         raise ModelError(f"{model}: was not fine-tuned for a task; make one that is: nlpstack finetune --task ner")
-    if ready.tokenizer is None:
-        raise ModelError(f"{model}: has no tokenizer, so it cannot read a text; add its files")
+    frame(ready, str(model))  # it has a tokenizer, and this its marks
     values = {**record.get("task", {}), **options.overrides, "name": name}
     task = labelled_task(ready, build(TaskConfig, values, "task", {}, "predict"))
     inputs = islice(_inputs(path, name, note), skip, None)

@@ -69,8 +69,7 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
     if not run.config.task.name and start.config.causal != run.config.model.causal:
         there, wanted = ("GPT", "BERT") if start.config.causal else ("BERT", "GPT")
         raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
-    if start.tokenizer is None:
-        raise ModelError(f"{source}: has no tokenizer, so text cannot be turned into its tokens")
+    frame(start, source)  # it has a tokenizer, and this its marks
     shape = replace(start.config, dropout=run.config.model.dropout)
     for name, given in asdict(shape).items():
         asked, setter = getattr(run.config.model, name), resolved.origin.get(f"model.{name}")

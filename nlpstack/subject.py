@@ -47,9 +47,8 @@ class Subject:
         splits, task = self._texts(), self._language_task()
         split = splits[self._choose({name: split.key for name, split in splits.items()})]
         own = self._learned_from(self._recorded) if self.options.data else splits
-        return Scored(
-            self, task, self._tokens(split, task), split.name, split.key, own.get("train", splits.get("train"))
-        )
+        train = own.get("train", splits.get("train"))
+        return Scored(self, task, self._tokens(split, task), split.name, split.key, train)
 
     def _tokens(self, split: Split, task: Task) -> Any:
         layout, threads = task.layout, self.options.threads or torch.get_num_threads()

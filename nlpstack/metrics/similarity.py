@@ -34,10 +34,9 @@ def mean_cosine(vectors: Vectors, *, seed: int = 0) -> tuple[float | None, int]:
     else:
         first = rng.integers(n, size=PAIRS)
         pairs = np.column_stack((first, (first + rng.integers(1, n, size=PAIRS)) % n))
-    total = 0.0
-    for pair, place in zip(pairs.tolist(), rng.random(pairs.shape).tolist(), strict=True):
-        total += cosine(*(lines[line][int(at * len(lines[line]))] for line, at in zip(pair, place, strict=True)))
-    return total / len(pairs), len(pairs)
+    drawn = zip(pairs.tolist(), rng.random(pairs.shape).tolist(), strict=True)  # lines, and where in them
+    states = ([lines[n][int(at * len(lines[n]))] for n, at in zip(*one, strict=True)] for one in drawn)
+    return sum(cosine(one, two) for one, two in states) / len(pairs), len(pairs)
 
 
 class SimilarityScores(LabelScores):

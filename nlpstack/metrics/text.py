@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _REPEATED = 4  # words of the n-grams that are looked for a second time
+_AT_ONCE = 1000  # texts that a process takes ROUGE of at a time; for fewer none is worth starting
 _DISTINCT = (1, 2)  # words of the n-grams whose distinct ones are counted
 
 
@@ -89,21 +90,26 @@ class TextScores:
 
     def _overlap(self, name: str, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Units:
         scorer = overlap_scorer(name, self.scoring.lowercase)
-        streams = list(zip_longest(*references))  # the n-th references of all texts; None where there is none
-        rows = np.array(scorer._extract_corpus_statistics(texts, streams), dtype=np.int64)
+        # Text by text: given all at once, sacrebleu holds the n-grams of all references at once.
+        pairs = zip(texts, references, strict=True)
+        counts = [scorer._extract_corpus_statistics([text], [[one] for one in refs])[0] for text, refs in pairs]
+        rows, numbers = np.array(counts, dtype=np.int64), set(map(len, references))
+        scorer.num_refs = numbers.pop() if len(numbers) == 1 else -1  # -1: it varies
         readings = {name: f"|{scorer.get_signature().format()}"}
         return Units(overlap_formula, "text", rows, {"name": name}, readings)
 
     def _rouge(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Units:
         from rouge_score.rouge_scorer import RougeScorer
+        from sklearn.utils.parallel import Parallel, delayed
 
         how = self.scoring
         scorer = RougeScorer(ROUGES, use_stemmer=how.stemming, tokenizer=_UnicodeWords() if how.unicode_words else None)
-        rows = np.ones((len(texts), 2 * len(ROUGES)))
-        for row, text, refs in zip(rows, texts, references, strict=True):
-            found = [scorer.score(self._lines(one), self._lines(text)) for one in refs]
-            values = [[one[name].fmeasure for name in ROUGES] for one in found]
-            row[::2] = np.mean(values, axis=0) if how.mean_references else np.max(values, axis=0)
+
+        told = [(self._lines(text), list(map(self._lines, refs))) for text, refs in zip(texts, references, strict=True)]
+        parts = [told[start : start + _AT_ONCE] for start in range(0, len(told), _AT_ONCE)]
+        jobs = Parallel(n_jobs=-1 if len(parts) > 1 else 1)(delayed(_rouge_values)(scorer, part) for part in parts)
+        rows, average = np.ones((len(texts), 2 * len(ROUGES))), np.mean if how.mean_references else np.max
+        rows[:, ::2] = [average(values, axis=0) for part in jobs for values in part]
         words = "unicode" if how.unicode_words else "a-z0-9"
         reading = (
             f"|refs:{'mean' if how.mean_references else 'best'}|stem:{'yes' if how.stemming else 'no'}|words:{words}"
@@ -134,6 +140,12 @@ class TextScores:
         rows = np.array(list(zip_longest(*grams, fillvalue=-1)), dtype=np.int64).T.reshape(len(texts), -1)
         name = f"distinct{n}"
         return Units(distinct_formula, "text", rows, {"name": name}, {name: f"|words:{n}"}, resampled=False)
+
+
+def _rouge_values(scorer: Any, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[list[list[float]]]:
+    """Of each text, for each reference, the F1 of every kind."""
+    found = [[scorer.score(one, text) for one in refs] for text, refs in pairs]
+    return [[[one[name].fmeasure for name in ROUGES] for one in each] for each in found]
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:

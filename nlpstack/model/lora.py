@@ -75,10 +75,12 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         dropped = F.dropout(x, self.dropout) if self.training and self.dropout else x
-        change = F.linear(F.linear(dropped, self.lora_a), self.lora_b) * self.scaling
+        narrow = F.linear(dropped, self.lora_a)  # (..., rank)
         plain: Tensor = self.base(x)
-        if self.magnitude is None:
-            return plain + change
+        if self.magnitude is None:  # scaled and added within the product: no pass of their own over (..., out)
+            rows = narrow.flatten(0, -2)
+            return torch.addmm(plain.flatten(0, -2), rows, self.lora_b.T, alpha=self.scaling).view_as(plain)
+        change = F.linear(narrow, self.lora_b) * self.scaling
         weight, bias = self.base.weight, self.base.bias
         stretch = self._stretch(weight + self.scaling * (self.lora_b @ self.lora_a).detach())
         own = plain if bias is None else plain - bias

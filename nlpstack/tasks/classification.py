@@ -67,8 +67,7 @@ class Classification(Task):
 
     def encode(self, examples: Sequence[TextExample], what: str, note: Note) -> EncodedRows:
         """Examples as rows; a label that training never saw is an error, or (`unknown_labels`) left out and counted."""
-        ignore = self.config.ignore_unknown
-        known = [e for e in examples if knows(e.where, "label", classes_of(e), self.ids, ignore=ignore)]
+        known = [e for e in examples if knows(e, "label", classes_of(e), self.ids, self.config)]
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} examples with labels that training never saw are left out")
         framed = self.frame.rows([(e.where, e.text, e.text_b) for e in known])

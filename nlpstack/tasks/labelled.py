@@ -14,6 +14,7 @@ from nlpstack.data.loader import Example
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.model import BERT, TransformerConfig
+from nlpstack.tasks.base import TaskConfig
 from nlpstack.tokenizer import Tokenizer
 
 
@@ -76,14 +77,14 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()
 
 
-def knows(where: str, kind: str, names: Iterable[str], known: Collection[str], *, ignore: bool) -> bool:
+def knows(example: Any, kind: str, names: Iterable[str], known: Collection[str], config: TaskConfig) -> bool:
     """Whether training saw all of an example's labels; DataError if not, unless such examples are left out."""
     strange = [name for name in names if name not in known]
-    if strange and not ignore:
+    if strange and not config.ignore_unknown:
         there = ", ".join(islice(known, 8)) + (", ..." if len(known) > 8 else "")
         raise DataError(
-            f"{where}: {kind} {strange[0]!r} is none that training saw ({there}); correct it, or leave such examples "
-            "out with --unknown-labels ignore"
+            f"{example.where}: {kind} {strange[0]!r} is none that training saw ({there}); correct it, or leave such "
+            "examples out with --unknown-labels ignore"
         )
     return not strange
 

@@ -129,8 +129,7 @@ class NER(Task):
 
     def encode(self, examples: Sequence[TaggedExample], what: str, note: Note) -> EncodedRows:
         """Sentences as rows; those longer than the context in windows. Says what was windowed, cut and left out."""
-        ignore = self.config.ignore_unknown
-        known = [e for e in examples if knows(e.where, "tag", e.tags or (), self.ids, ignore=ignore)]
+        known = [example for example in examples if knows(example, "tag", example.tags or (), self.ids, self.config)]
         if len(known) < len(examples):
             note(f"{what}: {len(examples) - len(known):,} sentences with types that training never saw are left out")
         rows: list[Encoded] = []

@@ -184,3 +184,15 @@ def test_official_bleu_of_six_e2e_systems(shared_data: Path) -> None:
         value = part.scores(part.rows, np.ones((1, len(part.rows)), dtype=np.int64))["bleu"][0][0]
         official = float(row[bleu])
         assert f"{value:.2f}" == f"{official if official > 1 else 100 * official:.2f}", row[0]
+
+
+def test_rouge_of_many_texts_is_shared_out_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {}
+    for at_once in (1000, 20):
+        monkeypatch.setattr("nlpstack.metrics.text._AT_ONCE", at_once)
+        metric = TextScores(TextScoring())
+        for predicted, references in cases(5, 50):
+            metric.update(predicted, references)
+        rows[at_once] = next(part.rows for part in metric.parts() if "rougeL" in part.readings)
+    assert np.array_equal(rows[1000], rows[20])
+    assert rows[20][:, ::2].any()
