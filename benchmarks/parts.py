@@ -1,9 +1,9 @@
 """Parts of a training step beside what they would be otherwise, in turn, in seconds of one thread's processor time.
 
-    python benchmarks/parts.py [--quick] [--only dropout loss clip attention attention-dropout]
+    python benchmarks/parts.py [--quick] [--only loss attention attention-dropout]
 
-Processor time of one thread is what other work on a machine disturbs least. Behind `nlpstack.model.dropout`, the rules
-of `loss_chunk` and `faster_in_training` in fp32, and the clipping of `Trainer`.
+Processor time of one thread is what other work on a machine disturbs least. Beside the rules of `loss_chunk` and
+`faster_in_training`, in fp32.
 """
 
 import statistics
@@ -13,26 +13,14 @@ from functools import partial
 
 import pairs
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.model.attention_product import fused_attention, plain_attention
-from nlpstack.model.dropout import dropout
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.train.runtime import keep_freed_memory
 
 Work = Callable[[], object]
 CONTEXTS = ((2, 12, 512, 64), (4, 6, 256, 64), (8, 6, 128, 64), (12, 4, 64, 32))  # batch, heads, tokens, width
-
-
-def of_dropout(quick: bool) -> Iterator[tuple[str, Work, Work]]:
-    """Torch's dropout and ours, there and back."""
-    x = torch.randn(8, 128, 8 if quick else 384, requires_grad=True)
-
-    def step(drop: Callable[[Tensor, float], Tensor]) -> Work:
-        return lambda: drop(x, 0.1).sum().backward()
-
-    yield f"dropout of {x.numel():,} values: torch's / ours", step(F.dropout), step(dropout)
 
 
 def of_loss(quick: bool) -> Iterator[tuple[str, Work, Work]]:
@@ -45,16 +33,6 @@ def of_loss(quick: bool) -> Iterator[tuple[str, Work, Work]]:
         return lambda: linear_cross_entropy(rows, weight, labels, chunk).backward()
 
     yield f"loss of 512 rows over {vocab:,} words: chunks of 83 / 256", step(83), step(256)
-
-
-def of_clip(quick: bool) -> Iterator[tuple[str, Work, Work]]:
-    """Clipping gradients that are below the limit, and taking their norm alone."""
-    weights = [nn.Parameter(torch.zeros(768, 8 if quick else 3072)) for _ in range(24)]
-    for weight in weights:
-        weight.grad = torch.full_like(weight, 1e-6)
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    title = f"gradients of {sum(map(Tensor.numel, gradients)):,} weights: clipped by 1 / their norm"
-    yield title, lambda: nn.utils.clip_grad_norm_(weights, 1.0), lambda: nn.utils.get_total_norm(gradients)
 
 
 def of_attention(quick: bool, p: float = 0.0) -> Iterator[tuple[str, Work, Work]]:
@@ -72,9 +50,7 @@ def of_attention(quick: bool, p: float = 0.0) -> Iterator[tuple[str, Work, Work]
 def main() -> None:
     """Print a row for each part."""
     parts = {
-        "dropout": of_dropout,
         "loss": of_loss,
-        "clip": of_clip,
         "attention": of_attention,
         "attention-dropout": partial(of_attention, p=0.1),
     }
