@@ -9,6 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.util.logging import getLogger
 
 sys.path.insert(0, str(Path(__file__).parent))
+from draw_results import RESULTS, fill_pictures
 from generate_config import fill_page, source_files
 
 from nlpstack import __version__
@@ -58,11 +59,11 @@ def _block(self: object, node: nodes.Element) -> None:
 
 
 def _generate(app: Sphinx, name: str, source: list[str]) -> None:
-    """Fill in what a page takes from the code, and build the page again when that code changes."""
-    filled = fill_page(source[0])
+    """Fill in what a page takes from the code and the results, and build the page again when these change."""
+    filled = fill_pictures(fill_page(source[0]))
     if filled != source[0]:
         source[0] = filled
-        for path in source_files():
+        for path in (*source_files(), RESULTS):
             app.env.note_dependency(str(path))
 
 

@@ -57,7 +57,7 @@ _RULES = {  # how a choice is made, and what is said where a measurement contrad
         "{chosen}, but {best} multiplies {times}; give --dtype {best}",
     ),
     "attention": (
-        "plain products on a CPU, the fused kernel elsewhere",
+        "plain products on a CPU in bf16 or with dropout, else the fused kernel",
         f"the {{chosen}} product, but the {{best}} one is {{times}} at {_SHAPE[2]} tokens",
     ),
 }
@@ -276,12 +276,12 @@ def _measured_choices(device: torch.device, dtype: str, problem: Note) -> dict[s
     """FLOP/s of a matrix product in each dtype, milliseconds of each attention product there and back, beside rules."""
     n = 1024 if device.type == "cpu" else 8192
     products = {name: _product_seconds(n, name, device) for name in ("fp32", "bf16")}
-    attentions = {name: _attention_seconds(name, dtype, device) for name in ("plain", "fused")}
+    kernels = {name: _attention_seconds(name, dtype, device) for name in ("plain", "fused")}
     rates = {f"{name}_gflops": round(2e-9 * n**3 / seconds, 1) for name, seconds in products.items()}
-    times = {f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in attentions.items()}
+    times = {f"{name}_ms": round(1e3 * seconds, 3) for name, seconds in kernels.items()}
     return {
         "dtype": _beside_rule("dtype", dtype, products, problem) | rates,
-        "attention": _beside_rule("attention", faster_in_training(device.type), attentions, problem) | times,
+        "attention": _beside_rule("attention", faster_in_training(device.type, dtype, 0.0), kernels, problem) | times,
     }
 
 

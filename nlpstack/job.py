@@ -359,7 +359,7 @@ def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_l
         compile=wanted,
         threads=torch.get_num_threads(),
         micro_batch=train.micro_batch or order.batch_size,
-        attention=faster_in_training(device.type),
+        attention=faster_in_training(device.type, dtype, model.config.dropout),
         loss_chunk=loss_chunk(model.config.vocab_size),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         processor=runtime.processor_name(device.type),

@@ -26,12 +26,16 @@ NEEDED = ("sphinx", "myst_parser", "furo", "latex2mathml")
 FETCHING = {"src", "srcset", "data", "poster", "background"}
 
 
-@pytest.fixture(scope="module")
-def generate_config() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_config", DOCS / "generate_config.py")
+def module_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generate_config() -> ModuleType:
+    return module_of("generate_config")
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,25 @@ def test_paths_that_the_pages_name_exist():
         text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
         named = re.findall(r"`((?:nlpstack|pretrain|tests|benchmarks|docs)/[\w./-]*)`", text)
         assert [name for name in named if not (ROOT / name).exists()] == [], page
+
+
+def test_pictures_have_a_bar_for_every_figure_and_say_what_is_unmeasured():
+    drawn = module_of("draw_results")
+    text = "# R\n## One\n| what | a / b |\n|---|--:|\n| x & y | 1.50 (1.25 to 1.75) |\n| z | unmeasured |\n\n## Two\n"
+    assert drawn.bars("One", "a / b", text) == [drawn.Bar("x & y", 1.5, 1.25, 1.75), drawn.Bar("z", None)]
+    picture = drawn.picture("One", "a / b", text)
+    assert [picture.count(part) for part in ("<rect", ">1.50<", ">unmeasured<", "x &amp; y")] == [1, 1, 1, 1]
+    for section, column in (("Two", "a / b"), ("One", "b / a"), ("Three", "a / b")):
+        with pytest.raises(ValueError, match=f"no column '{column}' under '{section}'"):
+            drawn.bars(section, column, text)
+
+
+def test_the_page_on_performance_shows_the_figures_of_the_results(built):
+    page = (built / "performance.html").read_text(encoding="utf-8")
+    drawn = module_of("draw_results")
+    text = drawn.RESULTS.read_text(encoding="utf-8")
+    asked = drawn.PICTURE.findall((DOCS / "performance.md").read_text(encoding="utf-8"))
+    assert len(asked) == page.count('<svg role="img" aria-label') == 3
+    for section, column in asked:
+        for bar in drawn.bars(section, column, text):
+            assert bar.ratio is None or f">{bar.ratio:.2f}</text>" in page

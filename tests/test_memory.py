@@ -161,7 +161,7 @@ def test_checkpointed_activations_are_what_autograd_keeps(name: str) -> None:
     model = ready(shape, task, attention="plain", checkpointing=True)
     kept = kept_for_backward(model, some_batch(shape, task), "bf16")
     kept += BATCH * shape.max_seq_len**2 if name == "bert" else 0  # the mask, which recomputing will be given
-    said = estimated(shape, task, dtype="bf16", activation_checkpointing=True)
+    said = estimated(shape, task, dtype="bf16", attention="plain", activation_checkpointing=True)
     assert said.activations == pytest.approx(kept, rel=0.01)
 
 
@@ -182,7 +182,7 @@ def test_activations_and_workspace_are_the_most_that_a_step_holds(
     shape, task = TransformerConfig(**{**SHAPES[name], **WORST[worst]}), TASKS.get(name)
     model = ready(shape, task, attention="plain")
     for chunk in (loss_chunk(shape.vocab_size), 64) if worst == "loss" else (1000,):
-        said = estimated(shape, task, dtype=dtype, loss_chunk=chunk)
+        said = estimated(shape, task, dtype=dtype, attention="plain", loss_chunk=chunk)
         held = most_held_by_a_step(model, task, dtype, chunk, tmp_path)
         assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
 
@@ -202,9 +202,9 @@ def test_checkpointing_lowers_the_most_that_a_step_holds_by_as_much_as_is_said(
     shape = TransformerConfig(**{**like, "n_layers": 6, "max_seq_len": 256})
     model = ready(shape, attention="plain", checkpointing=True)
     held = most_held_by_a_step(model, None, "bf16", loss_chunk(500), tmp_path)
-    said = estimated(shape, dtype="bf16", activation_checkpointing=True)
+    said = estimated(shape, dtype="bf16", attention="plain", activation_checkpointing=True)
     assert said.activations + said.workspace == pytest.approx(held, rel=0.05)
-    assert held < 0.5 * estimated(shape, dtype="bf16").activations
+    assert held < 0.5 * estimated(shape, dtype="bf16", attention="plain").activations
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

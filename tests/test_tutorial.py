@@ -39,8 +39,9 @@ BLOCKS = [Block(kind, body) for kind, body in re.findall(r"^```([^\n]*)\n(.*?)^`
 
 
 def plain(line: str) -> str:
-    """A line without what differs between machines: numbers, dtypes, and how wide a column is."""
+    """A line without what differs between machines: numbers, dtypes, what goes with them, and how wide a column is."""
     line = re.sub(r"\b(bf16|fp32)\b", "dtype", line)
+    line = re.sub(r"\battention (plain|fused)\b", "attention product", line)
     line = re.sub(r"\b[0-9a-f]{12,64}\b", "hash", line)
     return " ".join(re.sub(r"-?\d[\d,.]*(e-?\d+)?", "0", line).split())
 

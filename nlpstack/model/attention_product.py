@@ -13,10 +13,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
-    """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores.
-
-    On CPUs it trains faster than the fused kernel at short contexts, as fast at 256 tokens (benchmarks/RESULTS.md).
-    """
+    """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores."""
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if causal:
         allowed = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()  # (T, S)
@@ -28,6 +25,9 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
     return weights @ v.to(weights.dtype)
 
 
-def faster_in_training(device_type: str) -> str:
-    """Which of the two to train with on a kind of device: "plain" or "fused"; without gradients it is the fused one."""
-    return "plain" if device_type == "cpu" else "fused"
+def faster_in_training(device_type: str, dtype: str, dropout: float) -> str:
+    """Which of the two to train with: "plain" or "fused"; without gradients it is the fused one.
+
+    On CPUs the products win in bf16 and with dropout, which the kernel leaves to slow ones (benchmarks/RESULTS.md).
+    """
+    return "plain" if device_type == "cpu" and (dtype != "fp32" or dropout) else "fused"
