@@ -8,7 +8,7 @@ from typing import NamedTuple
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "RESULTS.md"
 PICTURE = re.compile(r"<!-- picture of ([^:]+): (.+) -->")  # of a section: one of its columns
 _RATIO = re.compile(r"(\d+\.\d+) \((\d+\.\d+) to (\d+\.\d+)\)")
-_NAMES, _WIDE, _TALL = 330, 300, 24  # units: of the names, from 0 to the largest ratio, of a row
+_NAMES, _WIDE, _TALL = 410, 300, 24  # units: of the names, from 0 to the largest ratio, of a row
 
 
 class Bar(NamedTuple):
@@ -31,8 +31,8 @@ def bars(section: str, column: str, text: str) -> list[Bar]:
     for row in table[2:]:
         if len(row) != len(table[0]):
             break  # another table
-        ratio = _RATIO.search(row[place])
-        found.append(Bar(row[0], *map(float, ratio.groups())) if ratio else Bar(row[0], None))
+        ratio, name = _RATIO.search(row[place]), row[0].replace("`", "")
+        found.append(Bar(name, *map(float, ratio.groups())) if ratio else Bar(name, None))
     return found
 
 
@@ -43,8 +43,8 @@ def picture(section: str, column: str, text: str) -> str:
     height, one = _TALL * len(rows) + 34, _NAMES + _WIDE / most
     said = f"{section}, {column}: how many times as fast as the peer"
     parts = [
-        f'<svg role="img" aria-label="{escape(said)}" viewBox="0 0 {_NAMES + _WIDE + 70} {height}" '
-        'style="max-width: 44rem; width: 100%; font: 12px sans-serif" fill="currentColor">'
+        f'<div><svg role="img" aria-label="{escape(said)}" viewBox="0 0 {_NAMES + _WIDE + 70} {height}" '
+        'style="max-width: 48rem; width: 100%; font: 12px sans-serif" fill="currentColor">'
     ]
     for number, bar in enumerate(rows):
         y = number * _TALL + 4
@@ -60,7 +60,7 @@ def picture(section: str, column: str, text: str) -> str:
         ]
     parts.append(f'<path d="M{one:.1f} 0 V{height - 28}" stroke="currentColor" stroke-dasharray="4" opacity="0.6"/>')
     parts.append(f'<text x="{one:.1f}" y="{height - 14}" text-anchor="middle">1: as fast as the peer</text>')
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, "</svg></div>"])
 
 
 def fill_pictures(page: str) -> str:
