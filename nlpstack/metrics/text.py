@@ -104,7 +104,6 @@ class TextScores:
 
         how = self.scoring
         scorer = RougeScorer(ROUGES, use_stemmer=how.stemming, tokenizer=_UnicodeWords() if how.unicode_words else None)
-
         told = [(self._lines(text), list(map(self._lines, refs))) for text, refs in zip(texts, references, strict=True)]
         parts = [told[start : start + _AT_ONCE] for start in range(0, len(told), _AT_ONCE)]
         jobs = Parallel(n_jobs=-1 if len(parts) > 1 else 1)(delayed(_rouge_values)(scorer, part) for part in parts)
