@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nlpstack.model.dropout import dropout as drop
+
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
     """PyTorch's fused kernel: (B, H, T, K), (B, H, S, K) twice -> (B, H, T, K); `allowed` (B or 1, 1, T, S) bool."""
@@ -20,9 +22,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
-    if dropout:
-        weights = F.dropout(weights, dropout)
-    return weights @ v.to(weights.dtype)
+    return drop(weights, dropout) @ v.to(weights.dtype)
 
 
 def faster_in_training(device_type: str, dtype: str, dropout: float) -> str:

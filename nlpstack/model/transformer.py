@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nlpstack.model.attention_product import fused_attention, plain_attention
+from nlpstack.model.dropout import Dropout
 from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -221,7 +222,7 @@ class Transformer(nn.Module):
             self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.dim)
         if config.n_segments:
             self.segments = nn.Embedding(config.n_segments, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config)  # after the last block (pre-norm) or after the embeddings (post-norm)
 
