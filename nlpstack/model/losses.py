@@ -8,11 +8,12 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # a label that does not count
 _CHUNK_LOGITS = 1 << 22  # logits held at a time: 16 MB in fp32
+_CHUNK_ROWS = 256  # at least, since each chunk adds to the whole gradient of the unembedding (benchmarks/RESULTS.md)
 
 
 def loss_chunk(vocab_size: int) -> int:
     """Rows of hidden states whose logits are held at a time."""
-    return max(64, _CHUNK_LOGITS // vocab_size)
+    return max(_CHUNK_ROWS, _CHUNK_LOGITS // vocab_size)
 
 
 def linear_cross_entropy(

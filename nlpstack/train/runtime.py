@@ -28,8 +28,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 # FLOP/s that training reaches at about, to tell how long a run will be; estimates (benchmarks/RESULTS.md).
 _USUAL_FLOPS = {("cpu", "bf16"): 2e11, ("cpu", "fp32"): 8e10, ("cuda", "bf16"): 3e14, ("cuda", "fp32"): 3e13}
-# Seconds a run must last before it is compiled, which takes about a minute: a guess (benchmarks/RESULTS.md).
-_COMPILE_FROM = {"cpu": 900.0, "cuda": 120.0}
+# Seconds a run must last to repay being compiled (benchmarks/RESULTS.md); of a GPU a guess.
+_COMPILE_FROM = {"cpu": 300.0, "cuda": 120.0}
 
 
 @dataclass(frozen=True, kw_only=True)
