@@ -43,6 +43,7 @@ from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.tasks.windows import windows
 from nlpstack.tokenizer import load_tokenizer
 from nlpstack.train.evaluator import measure
+from nlpstack.train.runtime import keep_freed_memory
 
 CPU = torch.device("cpu")
 WINDOW, BATCH = 256, 32
@@ -131,7 +132,8 @@ def predictions(place: Path, share: float, n_pairs: int, clock: pairs.Clock) -> 
     bert = BERT.create(config, seed=0, tokenizer=tokenizer, heads=("pooler", "sequence"), labels=labels)
     save_model(bert, folder)
     sentences = tagged_rows(next(sample("uner_en_ewt").glob("test.*")), mute)
-    lines = [" ".join(words) for _, words, _ in islice(sentences, round(2_000 * share))]
+    fitting = (line for _, words, _ in sentences if len(tokenizer.encode(line := " ".join(words))) <= WINDOW - 2)
+    lines = list(islice(fitting, round(2_000 * share)))
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     found: dict[str, list[list[float]]] = {}
 
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--process-time", action="store_true")
     options = parser.parse_args()
+    keep_freed_memory()  # as `nlpstack eval` and `nlpstack predict` do; the peers have the good of it too
     clock: pairs.Clock = time.process_time if options.process_time else time.perf_counter
     share = 0.02 if options.quick else options.share
     threads = torch.get_num_threads()

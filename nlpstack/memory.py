@@ -113,7 +113,7 @@ def _run(model: LanguageModel, task: TaskConfig, n_rows: int, length: int, chunk
         batch = Batch(tokens=tokens, labels={"lm": torch.zeros_like(tokens)})
         hidden, labels = model.transformer(tokens), batch.labels["lm"]
         if not model.training:
-            return batch, token_scores(hidden, model.unembedding, labels, chunk)[0]
+            return batch, token_scores(hidden, model.unembedding, labels, chunk, ranked=False)[0]
         # The loss holds no more after its second chunk than after its last, and a large batch has hundreds.
         return batch, linear_cross_entropy(hidden, model.unembedding, labels.flatten()[: 3 * chunk], chunk)
     pairs = task.nsp or model.mlm_head is None  # which seldom fill their rows, as examples with labels

@@ -132,7 +132,7 @@ class PredictOptions:
     """How predictions are made."""
 
     base: str | Path | None = None  # of an adapter, where it is not where the adapter says
-    batch_tokens: int = 8192  # of a batch, padding included
+    batch_tokens: int = 2048  # of a batch, padding included
     overrides: Mapping[str, Any] = field(default_factory=dict)  # keys of [task]: threshold, constrained, truncate
     sampling: Sampling = field(default_factory=lambda: Sampling(greedy=True))  # generation
     device: str = "auto"

@@ -53,7 +53,9 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     from nlpstack.eval import evaluate
     from nlpstack.report_page import check_report, report_page
     from nlpstack.results import EvalOptions, failed_gates, parse_gates
+    from nlpstack.train.runtime import keep_freed_memory
 
+    keep_freed_memory()
     gates = parse_gates(given["fail_under"])
     if given["report"]:
         check_report()

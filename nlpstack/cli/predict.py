@@ -35,7 +35,9 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
     """
     from nlpstack.decode import Sampling
     from nlpstack.predict import PredictOptions, predict
+    from nlpstack.train.runtime import keep_freed_memory
 
+    keep_freed_memory()
     if resume and out is None:
         raise click.UsageError("--resume goes with --out")
     options = PredictOptions(

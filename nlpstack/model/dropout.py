@@ -8,19 +8,18 @@ from torch import Tensor, nn
 _STEPS = 1 << 16  # that a share is told in
 
 
-@torch.library.custom_op("nlpstack::kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def kept(like: Tensor, n_dropped: int) -> Tensor:
-    """Which values of a tensor stay, bool of its shape; `n_dropped` of 65,536 go, on average.
+@torch.library.custom_op("nlpstack::kept", mutates_args=())
+def kept(like: Tensor, n_dropped: int, seed: Tensor) -> Tensor:
+    """Which values of a tensor stay, bool of its shape, by bits of SFC64; `n_dropped` of 65,536 go, on average.
 
-    The bits are those of SFC64, seeded from torch's generator, whose state a checkpoint has.
+    A function of its arguments alone, so compiled code may move it, or do it twice.
     """
-    seed = int(torch.randint(2**63 - 1, ()))
-    bits = np.random.SFC64(seed).random_raw(-(-like.numel() // 4)).view(np.uint16)
+    bits = np.random.SFC64(int(seed)).random_raw(-(-like.numel() // 4)).view(np.uint16)
     return torch.from_numpy(bits[: like.numel()] >= n_dropped).view(like.shape)
 
 
 @kept.register_fake
-def _(like: Tensor, n_dropped: int) -> Tensor:
+def _(like: Tensor, n_dropped: int, seed: Tensor) -> Tensor:
     return like.new_empty(like.shape, dtype=torch.bool)
 
 
@@ -34,7 +33,8 @@ def dropout(x: Tensor, share: float, training: bool = True) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, share)
     n_dropped = min(round(share * _STEPS), _STEPS - 1)
-    scaled: Tensor = kept(x, n_dropped).to(x.dtype) * (_STEPS / (_STEPS - n_dropped))
+    seed = torch.randint(2**63 - 1, ())  # from torch's generator, whose state a checkpoint has
+    scaled: Tensor = kept(x, n_dropped, seed).to(x.dtype) * (_STEPS / (_STEPS - n_dropped))
     return x * scaled
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlpstack.model.kv_cache import KVCache
+from nlpstack.model.linear import linear
 from nlpstack.model.meta import on_meta
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
@@ -38,10 +38,10 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each of tokens (B, T); mask (B, T) is True at real tokens."""
-        return F.linear(self.transformer(tokens, mask=mask, cache=cache), self.unembedding)
+        return linear(self.transformer(tokens, mask=mask, cache=cache), self.unembedding)
 
     def next_logits(self, tokens: Tensor, *, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, V), fp32 or wider, of the token after the last column of tokens (B, T), which are padded left."""
         hidden = self.transformer(tokens, mask=mask, cache=cache)[:, -1]  # (B, T, D) -> (B, D)
-        logits = F.linear(hidden, self.unembedding)
+        logits = linear(hidden, self.unembedding)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -30,11 +30,12 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def token_scores(
-    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, bias: Tensor | None = None
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, bias: Tensor | None = None, *, ranked: bool = True
 ) -> tuple[Tensor, Tensor]:
     """-log softmax(hidden @ weightᵀ + bias)[label] of each label, and whether it is the likeliest of all.
 
     The first in nats, fp32 or wider, 0 where ignored; the second bool, False where ignored; both of labels' shape.
+    Finding the likeliest takes as long as the rest: without `ranked` the second is False throughout.
     """
     dtype = product_dtype(hidden)
     rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
@@ -43,7 +44,7 @@ def token_scores(
     for h, y in zip(rows.split(chunk), flat.split(chunk), strict=True):
         logits = _logits(h, matrix, bias)
         nll.append(F.cross_entropy(logits, y, ignore_index=IGNORE_INDEX, reduction="none"))
-        hits.append(logits.argmax(dim=-1) == y)
+        hits.append(logits.argmax(dim=-1) == y if ranked else torch.zeros_like(y, dtype=torch.bool))
     return torch.cat(nll).reshape(labels.shape), torch.cat(hits).reshape(labels.shape)
 
 

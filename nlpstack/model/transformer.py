@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nlpstack.model.attention_product import fused_attention, plain_attention
 from nlpstack.model.dropout import Dropout
+from nlpstack.model.linear import Linear
 from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
         self.dropout = config.dropout
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=config.bias)
-        self.k_proj = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
-        self.v_proj = nn.Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
-        self.out_proj = nn.Linear(config.dim, config.dim, bias=config.bias)
+        self.q_proj = Linear(config.dim, config.dim, bias=config.bias)
+        self.k_proj = Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
+        self.v_proj = Linear(config.dim, self.kv_heads * self.head_dim, bias=config.bias)
+        self.out_proj = Linear(config.dim, config.dim, bias=config.bias)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         batch, n_new, _ = projected.shape
@@ -165,9 +166,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = config.activation
         if config.activation == "swiglu":
-            self.gate_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.bias)
-        self.up_proj = nn.Linear(config.dim, config.hidden_dim, bias=config.bias)
-        self.down_proj = nn.Linear(config.hidden_dim, config.dim, bias=config.bias)
+            self.gate_proj = Linear(config.dim, config.hidden_dim, bias=config.bias)
+        self.up_proj = Linear(config.dim, config.hidden_dim, bias=config.bias)
+        self.down_proj = Linear(config.hidden_dim, config.dim, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -56,7 +56,7 @@ class EvalConfig:
     stride: NonNegativeInt = 0  # tokens from one window's start to the next; 0: the window
     max_tokens: NonNegativeInt = 0  # score about the first so many tokens; 0: all
     pseudo_tokens: NonNegativeInt = 1000  # of a BERT: tokens whose pseudo-perplexity is taken, each in its own pass
-    batch_tokens: PositiveInt = 16384  # tokens scored at a time; changes speed and memory, not scores
+    batch_tokens: PositiveInt = 4096  # tokens scored at a time; changes speed and memory, not scores
     resamples: NonNegativeInt = 1000  # of the bootstrap
     seed: NonNegativeInt = 0  # of the bootstrap
     # generation: most tokens written after a prompt, whose text is scored; 0: the loss alone, as in training

@@ -54,7 +54,7 @@ class CausalLM(Task):
         assert isinstance(model, GPT)
         hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
         labels = batch.batch.labels["lm"]
-        nll, _ = token_scores(hidden, model.unembedding, labels, self.loss_chunk)  # (B, T), 0 where not scored
+        nll, _ = token_scores(hidden, model.unembedding, labels, self.loss_chunk, ranked=False)  # (B, T)
         self.count(batch, nll.double().sum(dim=1).tolist(), metric)
 
     def count(self, batch: WindowBatch, sums: Sequence[float], metric: LanguageModelScores) -> None:

@@ -137,7 +137,7 @@ class Generation(Task):
                 metric.texts.update(text, example.references, number)
             return
         hidden = model.transformer(batch.batch.tokens)
-        nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk)
+        nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk, ranked=False)
         for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
             example = batch.examples[row.example]
             text = example.completion if example.completion is not None else example.references[0]
