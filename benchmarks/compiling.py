@@ -10,7 +10,7 @@ import time
 import torch
 
 from nlpstack.model import GPT, TransformerConfig
-from nlpstack.model.attention_product import faster_in_training
+from nlpstack.model.kernels import faster_in_training
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk
 
 PAIRS = 5

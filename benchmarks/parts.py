@@ -15,7 +15,7 @@ import pairs
 import torch
 from torch import Tensor
 
-from nlpstack.model.attention_product import fused_attention, plain_attention
+from nlpstack.model.kernels import fused_attention, plain_attention
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.train.runtime import keep_freed_memory
 

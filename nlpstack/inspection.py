@@ -25,8 +25,8 @@ from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices, run_session
 from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes
 from nlpstack.model import BERT, GPT, LanguageModel
-from nlpstack.model.attention_product import faster_in_training, fused_attention, plain_attention
 from nlpstack.model.heads import HEADS
+from nlpstack.model.kernels import faster_in_training, fused_attention, plain_attention
 from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.tasks import TaskConfig

@@ -26,7 +26,7 @@ from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.memory import describe_memory, estimate_memory
 from nlpstack.metrics import Metric, compute
 from nlpstack.model import LanguageModel
-from nlpstack.model.attention_product import faster_in_training
+from nlpstack.model.kernels import faster_in_training
 from nlpstack.model.losses import loss_chunk
 from nlpstack.report import add_loss_picture
 from nlpstack.results import chosen

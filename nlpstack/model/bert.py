@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlpstack.model.bert_start import see_neighbours, see_shared_tokens
-from nlpstack.model.dropout import dropout
 from nlpstack.model.heads import ALL_HEADS, HEADS, Head, Labels, MaskedLMHead, Pooler
+from nlpstack.model.kernels import drop
 from nlpstack.model.meta import on_meta
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 
@@ -85,5 +85,5 @@ class BERT(nn.Module):
         """Logits of the labels, of hidden states (B, T, D): (B, C) of the whole input, or (B, T, C) of each token."""
         assert self.classifier is not None
         read = self.pooler(hidden) if self.pooler is not None and "sequence" in self.heads else hidden
-        logits: Tensor = self.classifier(dropout(read, self.config.dropout, self.training))
+        logits: Tensor = self.classifier(drop(read, self.config.dropout, self.training))
         return logits

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlpstack.model.kernels import linear
 from nlpstack.model.kv_cache import KVCache
-from nlpstack.model.linear import linear
 from nlpstack.model.meta import on_meta
 from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
 

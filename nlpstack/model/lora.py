@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nlpstack.errors import ConfigError
-from nlpstack.model.dropout import dropout
+from nlpstack.model.kernels import drop
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -75,7 +75,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        dropped = dropout(x, self.dropout, self.training)
+        dropped = drop(x, self.dropout, self.training)
         narrow = F.linear(dropped, self.lora_a)  # (..., rank)
         plain: Tensor = self.base(x)
         if self.magnitude is None:  # scaled and added within the product: no pass of their own over (..., out)

@@ -10,9 +10,7 @@ from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from nlpstack.model.attention_product import fused_attention, plain_attention
-from nlpstack.model.dropout import Dropout
-from nlpstack.model.linear import Linear
+from nlpstack.model.kernels import Linear, drop, fused_attention, plain_attention
 from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
 
 if TYPE_CHECKING:
@@ -196,16 +194,16 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), layer, given))
-            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+            x = x + drop(self.attention(self.attention_norm(x), layer, given), self.dropout, self.training)
+            x = x + drop(self.ffn(self.ffn_norm(x)), self.dropout, self.training)
         else:
-            x = self.attention_norm(x + self.dropout(self.attention(x, layer, given)))
-            x = self.ffn_norm(x + self.dropout(self.ffn(x)))
+            x = self.attention_norm(x + drop(self.attention(x, layer, given), self.dropout, self.training))
+            x = self.ffn_norm(x + drop(self.ffn(x), self.dropout, self.training))
         return x
 
 
@@ -223,7 +221,6 @@ class Transformer(nn.Module):
             self.positions = nn.Embedding(config.position_offset + config.max_seq_len, config.dim)
         if config.n_segments:
             self.segments = nn.Embedding(config.n_segments, config.dim)
-        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config)  # after the last block (pre-norm) or after the embeddings (post-norm)
 
@@ -280,8 +277,7 @@ class Transformer(nn.Module):
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
         if not self.config.pre_norm:
             x = self.norm(x)
-        embedded: Tensor = self.dropout(x)
-        return embedded
+        return drop(x, self.config.dropout, self.training)
 
 
 def init_weights(model: nn.Module, *, n_layers: int, generator: torch.Generator) -> None:

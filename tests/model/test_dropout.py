@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from nlpstack.model.dropout import Dropout, dropout
+from nlpstack.model.kernels import drop
 
 N = 200_000
 
@@ -16,7 +16,7 @@ N = 200_000
 def test_the_share_goes_and_the_mean_stays(share: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.ones(N, dtype=dtype, requires_grad=True)
-    y = dropout(x, share)
+    y = drop(x, share)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     dropped = (y == 0).double().mean().item()
     assert abs(dropped - share) < 5 * math.sqrt(share * (1 - share) / N)
@@ -30,12 +30,12 @@ def test_the_share_goes_and_the_mean_stays(share: float, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
 def test_a_share_next_to_nothing_or_all_stays_finite(share: float) -> None:
-    assert torch.isfinite(dropout(torch.ones(1000), share)).all()
+    assert torch.isfinite(drop(torch.ones(1000), share)).all()
 
 
 def test_neighbours_rows_and_calls_are_independent() -> None:
     torch.manual_seed(1)
-    first, second = (dropout(torch.ones(400, 500), 0.5) != 0 for _ in range(2))
+    first, second = (drop(torch.ones(400, 500), 0.5) != 0 for _ in range(2))
     pairs = ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1]), (first[:, 4:], first[:, :-4]))
     for one, other in pairs:
         assert abs((one == other).double().mean().item() - 0.5) < 5 * 0.5 / math.sqrt(one.numel())
@@ -43,28 +43,28 @@ def test_neighbours_rows_and_calls_are_independent() -> None:
 
 def test_a_seed_decides_and_its_state_goes_on() -> None:
     torch.manual_seed(2)
-    first = dropout(torch.ones(99), 0.5)
+    first = drop(torch.ones(99), 0.5)
     state = torch.get_rng_state()
-    second = dropout(torch.ones(99), 0.5)
+    second = drop(torch.ones(99), 0.5)
     torch.set_rng_state(state)
-    assert torch.equal(dropout(torch.ones(99), 0.5), second)
+    assert torch.equal(drop(torch.ones(99), 0.5), second)
     assert not torch.equal(first, second)
     torch.manual_seed(2)
-    assert torch.equal(dropout(torch.ones(99), 0.5), first)
+    assert torch.equal(drop(torch.ones(99), 0.5), first)
 
 
 def test_nothing_happens_outside_training_or_without_a_share() -> None:
     x, state = torch.randn(50), torch.get_rng_state()
-    assert Dropout(0.5).eval()(x) is x
-    assert Dropout(0.0)(x) is x
+    assert drop(x, 0.5, training=False) is x
+    assert drop(x, 0.0) is x
     assert torch.equal(torch.get_rng_state(), state)
-    assert (Dropout(0.5)(x) == 0).any()
+    assert (drop(x, 0.5) == 0).any()
 
 
 def test_recomputing_a_block_draws_the_same_again() -> None:
     torch.manual_seed(3)
     x = torch.ones(1000, requires_grad=True)
-    y = checkpoint(lambda x: dropout(x, 0.5) ** 2, x, use_reentrant=False)
+    y = checkpoint(lambda x: drop(x, 0.5) ** 2, x, use_reentrant=False)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gradient != 0, y != 0)
 
@@ -72,7 +72,7 @@ def test_recomputing_a_block_draws_the_same_again() -> None:
 @pytest.mark.slow
 def test_compiled_code_draws_each_call_anew_and_uses_the_draw_there_and_back() -> None:
     def twice(x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([dropout(x, 0.5), dropout(x, 0.5)])
+        return torch.stack([drop(x, 0.5), drop(x, 0.5)])
 
     x, compiled = torch.ones(64, 32, requires_grad=True), torch.compile(twice)
     compiled(x)  # compiling draws too

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nlpstack.model import linear as module
-from nlpstack.model.linear import Linear, linear
+from nlpstack.model import kernels
+from nlpstack.model.kernels import Linear, linear
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -26,7 +26,7 @@ def test_every_shape_gives_the_product(shape: tuple[int, ...], dtype: torch.dtyp
 
 def test_only_one_row_in_bf16_without_gradients_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(module.F, "linear", lambda x, *rest: calls.append(tuple(x.shape)) or x[..., :1])
+    monkeypatch.setattr(kernels.F, "linear", lambda x, *rest: calls.append(tuple(x.shape)) or x[..., :1])
     layer, row = Linear(8, 4).bfloat16(), torch.ones(1, 1, 8, dtype=torch.bfloat16)
     layer(row)
     with torch.inference_mode():
