@@ -39,8 +39,8 @@ from nlpstack.predict import predict
 from nlpstack.prepare import train_tokenizer_on
 from nlpstack.samples import sample
 from nlpstack.tasks import CausalLM, EvalConfig
+from nlpstack.tasks.causal_lm import windows
 from nlpstack.tasks.corpus import tokenize_split
-from nlpstack.tasks.windows import windows
 from nlpstack.tokenizer import load_tokenizer
 from nlpstack.train.evaluator import measure
 from nlpstack.train.runtime import keep_freed_memory

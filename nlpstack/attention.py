@@ -49,7 +49,13 @@ def attention(
     `device` and `dtype` (None: fp32) are for a model that is read from a folder; an object is taken as it is.
     `threads` compute during the call (None: as many as now).
     """
-    suffix = _suffix(Path(out))
+    path, suffix = Path(out), Path(out).suffix.lower()
+    # A file that cannot be written is refused before a model is read for nothing.
+    if suffix not in MAX_WEIGHTS:
+        raise ConfigError(f"{path}: the name must end in .html (a page) or .png (a picture)")
+    check_output(path)
+    if suffix == ".png" and not report.can_draw():
+        raise ConfigError(f"{path}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
         ready, name = open_model(model, device=device, dtype=dtype)
         n_layers, n_heads = ready.config.n_layers, ready.config.n_heads
@@ -63,21 +69,10 @@ def attention(
         data = report.attention_picture(pattern)
     else:
         data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
-    with writing(Path(out)):
-        write_bytes(Path(out), data)
+    with writing(path):
+        write_bytes(path, data)
     labels = [report.token_label(token) for token in pattern.tokens]
     return AttentionResult(out=str(out), layers=list(layers), heads=list(heads), tokens=labels)
-
-
-def _suffix(out: Path) -> str:
-    """What kind of file to write; one that cannot be is refused before a model is read for nothing."""
-    suffix = out.suffix.lower()
-    if suffix not in MAX_WEIGHTS:
-        raise ConfigError(f"{out}: the name must end in .html (a page) or .png (a picture)")
-    check_output(out)
-    if suffix == ".png" and not report.can_draw():
-        raise ConfigError(f"{out}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
-    return suffix
 
 
 def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:

@@ -11,10 +11,9 @@ from nlpstack.data.batch import IGNORE_INDEX, Batch
 from nlpstack.data.shards import TokenShards
 from nlpstack.metrics import Metric
 from nlpstack.metrics.entities import EntityScores
-from nlpstack.metrics.language_model import LanguageModelScores
-from nlpstack.metrics.masked_lm import MaskedLMScores
+from nlpstack.metrics.language_model import LanguageModelScores, MaskedLMScores
 from nlpstack.tasks import NER, CausalLM, Classification, EvalConfig, LabelledTask
-from nlpstack.tasks.windows import WindowBatch
+from nlpstack.tasks.causal_lm import WindowBatch
 
 SHOWN = ("accuracy", "entity_f1", "word_accuracy", "mlm_accuracy")  # of what a run's end says of guesses
 _COUNTED_TOKENS = 1 << 24  # of the training text, from its beginning: counts of what is frequent settle long before

@@ -96,8 +96,7 @@ def embed(
     found = replace(found, mean_cosine=before, n_pairs=n_pairs)
     if found.zscore is not None:
         vectors = found.zscore.apply(vectors)
-        after, _ = mean_cosine(vectors)
-        found = replace(found, vectors=vectors, mean_cosine_zscored=after)
+        found = replace(found, vectors=vectors, mean_cosine_zscored=mean_cosine(vectors)[0])
     if out is not None:
         found = replace(found, out=str(out))
         if found.zscore is not None and found.zscore is not saved:

@@ -86,10 +86,8 @@ def _evaluate_one(
     reporter.say(f"{path}: {n} scored in {seconds:.1f} s")
     if options.examples and not metric.told:
         reporter.say(f"{path}: --examples is of labelled data, so nothing of this text is shown")
-    guesses = {
-        name: chosen(compute(guess, signature, n_resamples=config.resamples, seed=config.seed))
-        for name, guess in baselines.items()
-    }
+    drawing = {"n_resamples": config.resamples, "seed": config.seed}
+    guesses = {name: chosen(compute(guess, signature, **drawing)) for name, guess in baselines.items()}
     return {
         "model": str(path),
         "task": scored.task.name,

@@ -39,10 +39,8 @@ def _badness(parts: Sequence[Units], n: int) -> tuple[str, np.ndarray]:
         ranks = [np.unique(column, return_inverse=True)[1] for column in parts[0].rows.T]
         return "rank_gap", np.abs(ranks[0] / max(1, ranks[0].max()) - ranks[1] / max(1, ranks[1].max()))
     alone = np.ones((1, 1))
-    there = [
-        (name, p) for name in _SORTED_BY for p in parts if name in p.scores(p.rows[:1], alone) and len(p.rows) == n
-    ]
-    name, part = there[0]
+    fitting = [part for part in parts if len(part.rows) == n]
+    name, part = next((name, p) for name in _SORTED_BY for p in fitting if name in p.scores(p.rows[:1], alone))
     values = np.array([float(part.scores(row[None], alone)[name][0][0]) for row in part.rows])
     return name, values if lower_is_better(name) else -values
 
@@ -69,9 +67,8 @@ def slices(metric: Metric, parts: Sequence[Units], texts: TextOf) -> dict[str, d
     if names and isinstance(metric.told[order[0]][1], int):
         labels = np.array([metric.told[number][1] for number in order])
         counts = np.bincount(labels, minlength=len(names))
-        for label in np.argsort(-counts, kind="stable")[:_MOST_LABELS]:
-            if counts[label]:
-                masks[f"label {names[label]}"] = labels == label
+        most = np.argsort(-counts, kind="stable")[:_MOST_LABELS]
+        masks |= {f"label {names[label]}": labels == label for label in most if counts[label]}
     return {name: _scores(parts, mask) for name, mask in masks.items()}
 
 

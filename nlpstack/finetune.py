@@ -53,7 +53,11 @@ def finetune(
     if not own or task not in (None, own):
         raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own or 'pretraining'} (task.name)")
     path = Path(out) if out is not None else RUNS / run.name
-    place = _start(run, options, path, resume=resume)
+    place = options.model  # the one given, that of the run to resume, or the newest of the right kind
+    if place is None:
+        record = read_record(path) if resume and (path / "config.toml").exists() else {}
+        place = record.get("start", {}).get("model") or newest_pretrained(RUNS, causal=own == "generation")
+    place = Path(place)
     reporter.say(f"starts from {place}")
     start = load_start(place)
     if isinstance(start, GPT) != (own == "generation"):
@@ -61,26 +65,14 @@ def finetune(
         raise ModelError(f"{place}: a {kind}, and the task {own} takes a {takes}; name another with --model DIR")
     run = with_shape_of(start, run, f"--model {place}")
     prepare = partial(_prepare, run, start, place)
-    options = replace(options, model=place)
-    return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
-
-
-def _start(run: Run, options: RunOptions, out: Path, *, resume: bool) -> Path:
-    """The model to start from: the one given, that of the run to resume, or the newest of the right kind."""
-    if options.model is not None:
-        return Path(options.model)
-    record = read_record(out) if resume and (out / "config.toml").exists() else {}
-    if before := record.get("start", {}).get("model"):
-        return Path(before)
-    return newest_pretrained(RUNS, causal=run.config.task.name == "generation")
+    return run_job(run, replace(options, model=place), path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
 def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads: int, note: Note) -> Material:
     """The model with what the task needs on it, and the data as rows."""
     config = run.config
-    name, seed = config.task.name, config.train.seed
-    paths, share = config.data.paths, config.data.val_share
-    splits: dict[str, Any] = load_labelled(paths, name, val_share=share, seed=seed, note=note)
+    name, seed, paths = config.task.name, config.train.seed, config.data.paths
+    splits: dict[str, Any] = load_labelled(paths, name, val_share=config.data.val_share, seed=seed, note=note)
     task = task_on(splits["train"], start.tokenizer, config.model, config.task, note)
     model, fresh = _with_heads(start, run, task, note)
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
@@ -94,7 +86,6 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
     note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
     if unknown := train.count(task.tokenizer.unk_id):
         note(f"{unknown:,} of {sum(lengths):,} training tokens are of characters that the tokenizer does not know")
-    files = labelled_splits(paths, name)
     return Material(
         model=model,
         task=task,
@@ -109,7 +100,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
         hashes={
             "tokenizer": task.tokenizer.hash,
             "model": base[1],
-            **{f"data_{part}": split_key(members) for part, members in files.items()},
+            **{f"data_{part}": split_key(members) for part, members in labelled_splits(paths, name).items()},
         },
         facts={"data": ", ".join(paths), "task": name, "base": base[0]},
         start=base[0],
@@ -172,8 +163,7 @@ def _samples(task: LabelledTask, model: nn.Module, val: EncodedRows, run: Run) -
     n = min(run.config.train.samples, len(val.examples))
     if isinstance(task, Generation):
         prompts = [example.prompt for example in val.examples[:n]]
-        sampling = Sampling(max_new_tokens=run.config.train.sample_tokens, greedy=True)
-        texts = task.write(model, prompts, sampling)
+        texts = task.write(model, prompts, Sampling(max_new_tokens=run.config.train.sample_tokens, greedy=True))
         return [{"prompt": p[:_SHOWN_CHARS], "text": t} for p, t in zip(prompts, texts, strict=True)]
     part = replace(val, rows=[row for row in val.rows if row.example < n])
     said = []

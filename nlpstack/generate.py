@@ -50,28 +50,23 @@ def generate(
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
+    where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
     with session(threads=threads or torch.get_num_threads(), deterministic=False):
-        ready = _ready(model, device, dtype)
+        ready, name = open_model(model, **where)
+        if not isinstance(ready, GPT):
+            fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
+            raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
+        frame(ready, name)  # it has a tokenizer
+        target = ready.unembedding.device if device == "auto" else resolve_device(device)
+        wanted = DTYPES[dtype]
+        if not all(
+            weight.dtype == wanted and weight.device.type == target.type and target.index in (None, weight.device.index)
+            for weight in ready.parameters()
+        ):
+            # A copy, so that one which the caller holds stays as it is.
+            ready = copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, wanted)
         generations, timing = decode(ready, ready.tokenizer, prompts, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
-
-
-def _ready(model: LanguageModel | str | Path, device: str, dtype: str) -> GPT:
-    """A GPT with a tokenizer, on its device and in its dtype, without changing one that the caller holds."""
-    where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
-    ready, name = open_model(model, **where)
-    if not isinstance(ready, GPT):
-        fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
-        raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
-    frame(ready, name)  # it has a tokenizer
-    target = ready.unembedding.device if device == "auto" else resolve_device(device)
-    wanted = DTYPES[dtype]
-    if all(
-        weight.dtype == wanted and weight.device.type == target.type and target.index in (None, weight.device.index)
-        for weight in ready.parameters()
-    ):
-        return ready
-    return copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, wanted)
 
 
 def default_prompts(path: str | Path) -> list[str]:

@@ -118,8 +118,11 @@ class Job:
         with run_session(self.config, kept):
             material = self.prepare(cache, torch.get_num_threads(), self.say)
             trainer = self._trainer(material, kept)
-            if kept is None and self.config.train.minutes is not None:
-                self._fit_minutes(trainer, self.config.train.minutes, started)
+            if kept is None and (minutes := self.config.train.minutes) is not None:
+                seconds = trainer.seconds_per_step()  # once, from the time a few steps take
+                steps = max(1, math.floor((minutes * 60 - (time.perf_counter() - started)) / seconds))
+                self.say(f"train.minutes={minutes:g}: {seconds * 1e3:.1f} ms a step, {steps:,} steps")
+                trainer.choices = replace(trainer.choices, steps=steps)
             self._settle(trainer, material, kept)
             try:
                 trainer.train()
@@ -149,8 +152,7 @@ class Job:
     def _finished(self, kept: Choices) -> RunResult | None:
         """The figures of a run that has nothing left to do; without its model, the last checkpoint makes that again."""
         figures = (read_results(self.folder.path) or {}).get("run")
-        longer = (self.config.train.steps or 0) > kept.steps
-        if figures is None or longer or not standing(self.folder.model).exists():
+        if figures is None or (self.config.train.steps or 0) > kept.steps or not standing(self.folder.model).exists():
             return None
         try:
             return RunResult(**{**figures, "finished_before": True})
@@ -172,7 +174,7 @@ class Job:
             scores = evaluate(model, material.task, material.val, val_config, device=device, dtype=choices.dtype)
             return {"val": {name: s.value for name, s in scores.items()}, "samples": material.write_samples()}
 
-        runtime.seed_everything(config.train.seed)
+        torch.manual_seed(config.train.seed)  # the global generators, which only dropout draws from
         return Trainer(
             model=model,
             task=material.task,
@@ -187,13 +189,6 @@ class Job:
             expected_first_loss=material.first_loss,
             stop=self.options.stop,
         )
-
-    def _fit_minutes(self, trainer: Trainer, minutes: float, started: float) -> None:
-        """Turn train.minutes into steps, once, from the time a few steps take."""
-        seconds = trainer.seconds_per_step()
-        steps = max(1, math.floor((minutes * 60 - (time.perf_counter() - started)) / seconds))
-        self.say(f"train.minutes={minutes:g}: {seconds * 1e3:.1f} ms a step, {steps:,} steps")
-        trainer.choices = replace(trainer.choices, steps=steps)
 
     def _settle(self, trainer: Trainer, material: Material, kept: Choices | None) -> None:
         """Write the choices of a new run; hold a resumed one to its own, and put its state back."""
@@ -259,9 +254,8 @@ class Job:
         if n_frozen := sum(not parameter.requires_grad for parameter in model.parameters()):
             self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
         self._write_model(trainer, material)
-        dtype = trainer.choices.dtype
         config = replace(self.config.eval, new_tokens=0)
-        scores = evaluate(model, task, material.val, config, device=trainer.device, dtype=dtype)
+        scores = evaluate(model, task, material.val, config, device=trainer.device, dtype=trainer.choices.dtype)
         result = RunResult(
             out=str(folder.path),
             model=str(folder.model),

@@ -71,8 +71,7 @@ def optimizer_bytes(model: LanguageModel, optim: OptimConfig) -> int:
         parameter.grad = torch.empty_like(parameter)
     for optimizer in make_optimizers(twin, optim):
         optimizer.step()
-        values = (value for entries in optimizer.state.values() for value in entries.values())
-        n_bytes += sum(value.nbytes for value in values if isinstance(value, Tensor))
+        n_bytes += sum(value.nbytes for value in tree_leaves(optimizer.state) if isinstance(value, Tensor))
     return n_bytes
 
 

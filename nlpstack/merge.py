@@ -37,9 +37,8 @@ def merge(
         raise ModelError(f"{adapter}: has no adapter, so there is nothing to merge")
     if Path(out).exists():
         raise ConfigError(f"{out}: exists; give another --out")
-    generator = torch.Generator().manual_seed(0)
     shape = _ROWS, min(_TOKENS, model.config.max_seq_len)
-    tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
+    tokens = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     before = _logits(model, tokens)
     merge_lora(model)
     model.base = None

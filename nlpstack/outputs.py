@@ -58,15 +58,8 @@ def score_outputs(
         except DataError as error:  # a tag that is none
             raise DataError(f"{paths[0]} and {paths[1]}: sentence {number + 1:,}: {error}") from error
     hashes = {"data": sha256_file(paths[1]), "predictions": sha256_file(paths[0])}
-    told = make_result(metric, task, "outputs:file", config, options)
-    return {
-        "model": str(predictions),
-        "task": task,
-        "data": [str(references)],
-        "split": "file",
-        **told,
-        "hashes": hashes,
-    }
+    about = {"model": str(predictions), "task": task, "data": [str(references)], "split": "file"}
+    return {**about, **make_result(metric, task, "outputs:file", config, options), "hashes": hashes}
 
 
 def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScores, list[Any], list[Any]]:

@@ -11,7 +11,7 @@ import torch
 
 from nlpstack.config import build
 from nlpstack.data import labelled
-from nlpstack.data.readers import Note, corpus_suffix, json_rows, mute, text_lines
+from nlpstack.data.readers import Note, corpus_suffix, mute, text_lines
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -54,7 +54,14 @@ def fill_mask(
         if not 1 <= top_k <= size:
             raise ConfigError(f"top_k={top_k}: must be at least 1, and at most {size:,}, the vocabulary")
         parts = _parts(text, tokenizer)
-        tokens = torch.tensor([_row(parts, tokenizer, ready.config.max_seq_len)])  # (1, T)
+        row, context = [tokenizer.cls_id], ready.config.max_seq_len  # [CLS] text [SEP]
+        for part in parts:
+            row += [*tokenizer.encode(part), tokenizer.mask_id]  # which stands nowhere else: no text is encoded as it
+        row[-1] = tokenizer.sep_id  # behind the last part is no mask
+        if len(row) > context:
+            holds = f"the model's context holds {context:,} (max_seq_len)"
+            raise DataError(f"the text has {len(row):,} tokens with the special ones around it, {holds}; shorten it")
+        tokens = torch.tensor([row])  # (1, T)
         with evaluating(ready), torch.inference_mode():
             hidden = ready(tokens.to(ready.transformer.tokens.weight.device))  # (1, T, D)
             logits = ready.mlm_logits(hidden[tokens == tokenizer.mask_id])  # (M, D) -> (M, V)
@@ -101,18 +108,6 @@ def _parts(text: str, tokenizer: Any) -> list[str]:
     if any(piece.startswith(b" ") and piece.strip() for piece in pieces):
         parts[:-1] = [part.rstrip() for part in parts[:-1]]
     return parts
-
-
-def _row(parts: list[str], tokenizer: Any, context: int) -> list[int]:
-    """[CLS] text [SEP], the text with its masks; a mask's id stands nowhere else, since no text is encoded as one."""
-    row = [tokenizer.cls_id]
-    for part in parts:
-        row += [*tokenizer.encode(part), tokenizer.mask_id]
-    row[-1] = tokenizer.sep_id  # behind the last part is no mask
-    if len(row) > context:
-        holds = f"the model's context holds {context:,} (max_seq_len)"
-        raise DataError(f"the text has {len(row):,} tokens with the special ones around it, {holds}; shorten it")
-    return row
 
 
 def _filled(parts: list[str], mask: int, token: int, tokenizer: Any) -> tuple[str, str]:
@@ -169,27 +164,24 @@ def _inputs(path: Path, task: str, note: Note) -> Iterator[tuple[Any, str]]:
     kinds = (".txt", *labelled.SUFFIXES_OF[task])
     if corpus_suffix(path, kinds) is None:
         raise DataError(f"{path}: not a kind of file read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}")
-    if corpus_suffix(path, [".txt"]):
-        for number, line in enumerate(text_lines(path, note), 1):
-            where = f"{path}:{number}"
-            text = labelled.text_field(where, {"text": line}, "text")
-            if task == "ner":
-                yield labelled.TaggedExample(where, tuple(_WORD.findall(text)), None), text
-            elif task == "generation":
-                yield labelled.PromptExample(where, text, None, ()), ""
-            else:
-                yield labelled.TextExample(where, text, None, None), ""
-    elif task == "ner":
+    is_text = corpus_suffix(path, [".txt"]) is not None
+    if task == "ner" and not is_text:
         for number, words, _ in labelled.tagged_rows(path, note):
             yield labelled.TaggedExample(f"{path}:{number}", words, None), ""
-    elif task == "generation":
-        for number, row in json_rows(path, note):
-            yield labelled.prompt_of(f"{path}:{number}", row, labelled=False), ""
-    else:
-        for where, row in labelled.table_rows(path, note):
-            names = ("text_a", "text_b") if "text_a" in row else ("text",)
-            texts = (*(labelled.text_field(where, row, one) for one in names), None)
-            yield labelled.TextExample(where, texts[0], texts[1], None), ""
+        return
+    lines = ((f"{path}:{number}", {"text": line}) for number, line in enumerate(text_lines(path, note), 1))
+    for where, row in lines if is_text else labelled.table_rows(path, note):
+        if task == "generation" and not is_text:
+            yield labelled.prompt_of(where, row, labelled=False), ""
+            continue
+        names = ("text_a", "text_b") if "text_a" in row else ("text",)
+        text, other = (*(labelled.text_field(where, row, one) for one in names), None)[:2]
+        if task == "ner":
+            yield labelled.TaggedExample(where, tuple(_WORD.findall(text)), None), text
+        elif task == "generation":
+            yield labelled.PromptExample(where, text, None, ()), ""
+        else:
+            yield labelled.TextExample(where, text, other, None), ""
 
 
 @torch.inference_mode()

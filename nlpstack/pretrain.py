@@ -73,64 +73,51 @@ def _prepare(
     task: CausalLM | MaskedLM = CausalLM(tokenizer)
     if not config.model.causal:
         task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
-    learned, val = (
+    shards = [
         tokenize_split(splits[name], tokenizer, task.layout, cache, threads=threads, note=note)
         for name in ("train", "val")
-    )
-    if isinstance(task, CausalLM):
-        material = _causal_material(config, start, task, learned, val)
-    else:
-        material = _masked_material(config, start, task, learned, val, note)
+    ]
+    material = _material(config, start, task, shards, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
     return replace(material, hashes=hashes, facts={"data": ", ".join(config.data.paths)})
 
 
-def _causal_material(
-    config: RunConfig, start: LanguageModel | None, task: CausalLM, learned: TokenShards, val: TokenShards
+def _material(
+    config: RunConfig, start: LanguageModel | None, task: CausalLM | MaskedLM, shards: list[TokenShards], note: Note
 ) -> Material:
-    """A GPT, and the corpus as blocks of tokens."""
-    length, train = config.model.max_seq_len, config.train
-    model = GPT.create(config.model, seed=train.seed, tokenizer=task.tokenizer)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
-    blocks = PackedBlocks(learned, length, train.seed)
-    prompts = task.prompts(val, train.samples)
+    """A GPT, and the corpus as blocks of tokens; or a BERT, and the corpus as rows with hidden tokens."""
+    length, train, first_loss = config.model.max_seq_len, config.train, math.log(task.tokenizer.vocab_size)
+    learned, val = shards
+    if isinstance(task, CausalLM):
+        model: LanguageModel = GPT.create(config.model, seed=train.seed, tokenizer=task.tokenizer)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
+        blocks = PackedBlocks(learned, length, train.seed)
+        n_examples, collate = len(blocks), blocks.batch
+        write_samples = partial(task.write, model, task.prompts(val, train.samples), train.sample_tokens, train.seed)
+    else:
+        rows = task.examples(learned, train.seed)
+        for line in [*rows.rows.report(), *rows.describe(_DESCRIBED_ROWS)]:
+            note(line)
+        scored = task.scored_rows(val, config.eval)  # what cannot be scored is known before the first step
+        note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")
+        model = _bert(config, start, task, note)
+        n_examples, collate = len(rows.rows), rows.batch
+        write_samples = partial(task.write, model, task.prompts(val, train.samples))
+        first_loss += math.log(2) if config.task.nsp else 0.0
     return Material(
         model=model,
         task=task,
-        order=Shuffled(len(blocks), batch_size=train.sequences(length), seed=train.seed),
-        collate=blocks.batch,
-        seq_len=length,
-        val=val,
-        first_loss=math.log(task.tokenizer.vocab_size) if start is None else None,
-        write_samples=lambda: task.write(model, prompts, train.sample_tokens, train.seed),
-    )
-
-
-def _masked_material(
-    config: RunConfig, start: LanguageModel | None, task: MaskedLM, learned: TokenShards, val: TokenShards, note: Note
-) -> Material:
-    """A BERT, and the corpus as rows with hidden tokens."""
-    length, train = config.model.max_seq_len, config.train
-    rows = task.examples(learned, train.seed)
-    for line in [*rows.rows.report(), *rows.describe(_DESCRIBED_ROWS)]:
-        note(line)
-    scored = task.scored_rows(val, config.eval)  # what cannot be scored is known before the first step
-    note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")
-    model = _bert(config, start, task, note)
-    prompts = task.prompts(val, train.samples)
-    first_loss = math.log(task.tokenizer.vocab_size) + (math.log(2) if config.task.nsp else 0.0)
-    return Material(
-        model=model,
-        task=task,
-        order=Shuffled(len(rows.rows), batch_size=train.sequences(length), seed=train.seed),
-        collate=rows.batch,
+        order=Shuffled(n_examples, batch_size=train.sequences(length), seed=train.seed),
+        collate=collate,
         seq_len=length,
         val=val,
         first_loss=first_loss if start is None else None,
-        write_samples=lambda: task.write(model, prompts),
-        baselines=lambda: masked_baselines(
+        write_samples=write_samples,
+        baselines=dict
+        if isinstance(task, CausalLM)
+        else lambda: masked_baselines(
             learned, (scored.batch for scored in task.eval_batches(model, val, config.eval) if not scored.alone)
         ),
     )
@@ -153,9 +140,6 @@ def _bert(config: RunConfig, start: LanguageModel | None, task: MaskedLM, note: 
 def _given_tokenizer(options: RunOptions, start: LanguageModel | None) -> Tokenizer | None:
     """The tokenizer that is not to be trained: the starting model's, or the one of --tokenizer."""
     given = load_tokenizer(Path(options.tokenizer)) if options.tokenizer is not None else None
-    if start is None:
-        return given
-    own: Tokenizer = start.tokenizer
-    if given is not None and given.hash != own.hash:
+    if start is not None and given is not None and given.hash != start.tokenizer.hash:
         raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
-    return own
+    return given if start is None else start.tokenizer

@@ -176,13 +176,9 @@ def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
     return _PAGE.read_text(encoding="utf-8").replace(">DATA<", f">{text}<")
 
 
+@drawing()
 def attention_picture(pattern: AttentionPattern) -> bytes:
     """A PNG of a map for each layer and head, side by side, with its tokens, or as many of them as can be read."""
-    with drawing():
-        return png(_attention_figure(pattern), dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
-
-
-def _attention_figure(pattern: AttentionPattern) -> "Figure":
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -221,7 +217,7 @@ def _attention_figure(pattern: AttentionPattern) -> "Figure":
     axes.set_ylabel("token that looks")
     scale = figure.add_axes((1 + 0.15 / figure.get_figwidth(), 0, 0.12 / figure.get_figwidth(), 1))
     figure.colorbar(image, cax=scale, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], label="weight")
-    return figure
+    return png(figure, dpi=_DPI, bbox_inches="tight", pad_inches=0.15)
 
 
 def use_fonts_for(text: str) -> dict[int, str]:

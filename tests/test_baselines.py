@@ -16,7 +16,7 @@ from nlpstack.metrics import compute
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Labels
 from nlpstack.tasks import NER, CausalLM, Classification, TaskConfig
-from nlpstack.tasks.windows import batch_windows, windows
+from nlpstack.tasks.causal_lm import batch_windows, windows
 from tests.handmade import FIRST, LetterTokenizer, MakeShards
 
 MASK = 1

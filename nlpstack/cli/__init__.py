@@ -3,10 +3,10 @@
 import errno
 import signal
 import sys
-import tempfile
 import traceback
 from importlib import import_module
 from shlex import join
+from tempfile import NamedTemporaryFile
 
 import click
 
@@ -66,9 +66,7 @@ def _exit_code(arguments: list[str]) -> int:
             return _complain(str(error), USAGE)
         if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in REFUSALS:
             return _complain(f"{error.filename or 'a file'}: {error.strerror}; make room or give another place", USAGE)
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="nlpstack-fault-", suffix=".txt", delete=False, encoding="utf-8"
-        ) as file:
+        with NamedTemporaryFile("w", prefix="nlpstack-fault-", suffix=".txt", delete=False, encoding="utf-8") as file:
             traceback.print_exc(file=file)
         return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); traceback in {file.name}", FAULT)
     except BaseException as error:

@@ -31,9 +31,7 @@ def compare_command(first: str, second: str, as_json: bool, quiet: bool, debug: 
         if "refused" in row:
             table.append((row["metric"], "not compared:", row["refused"], "", "", "", ""))
             continue
-        then, now, *change = ("-" if row[k] is None else f"{row[k]:+.4f}" for k in _NUMBERS)
+        then, now, change, *ends = ("-" if row[k] is None else f"{row[k]:+.4f}" for k in _NUMBERS)
         p = "-" if row["p"] is None else f"{row['p']:.3f}"
-        table.append(
-            (row["metric"], then.strip("+"), now.strip("+"), change[0], " to ".join(change[1:]), p, row["better"])
-        )
+        table.append((row["metric"], then.strip("+"), now.strip("+"), change, " to ".join(ends), p, row["better"]))
     shared.echo_table(table)

@@ -71,7 +71,13 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     )
     reporter = shared.make_reporter(quiet=given["quiet"])
     if given["predictions"] or given["references"]:
-        results = [_score_outputs(models, given, options, reporter.say)]
+        from nlpstack.outputs import score_outputs
+
+        missing = [f"--{name}" for name in ("predictions", "references", "task") if not given[name]]
+        if missing or models:
+            wrong = f"{missing[0]} is missing" if missing else f"a model ({models[0]}) cannot stand beside them"
+            raise click.UsageError(f"--predictions, --references and --task go together: {wrong}")
+        results = [score_outputs(given["predictions"], given["references"], given["task"], options, reporter.say)]
     else:
         results = evaluate(models, options, reporter=reporter)
     failed = failed_gates(results, gates)
@@ -89,16 +95,6 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     for line in failed:
         click.echo(f"--fail-under: {line}", err=True)
     return 1 if failed else 0
-
-
-def _score_outputs(models: tuple[str, ...], given: dict[str, Any], options: Any, note: Any) -> dict[str, Any]:
-    from nlpstack.outputs import score_outputs
-
-    missing = [f"--{name}" for name in ("predictions", "references", "task") if not given[name]]
-    if missing or models:
-        wrong = f"{missing[0]} is missing" if missing else f"a model ({models[0]}) cannot stand beside them"
-        raise click.UsageError(f"--predictions, --references and --task go together: {wrong}")
-    return score_outputs(given["predictions"], given["references"], given["task"], options, note)
 
 
 def _print_results(results: list[dict[str, Any]]) -> None:

@@ -49,12 +49,9 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, incompl
     from nlpstack.recipes import STAGES, list_recipes
 
     recipes = list_recipes(context.info_name if context.info_name in STAGES else None)
-    names = [recipe.full_name if "/" in incomplete else recipe.name for recipe in recipes]
-    return [
-        CompletionItem(name, help=recipe.summary.split("\n")[0])
-        for name, recipe in zip(names, recipes, strict=True)
-        if name.startswith(incomplete)
-    ] or [CompletionItem(incomplete, type="file")]
+    named = [(one.full_name if "/" in incomplete else one.name, one.summary) for one in recipes]
+    items = [CompletionItem(name, help=says.split("\n")[0]) for name, says in named if name.startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="file")]
 
 
 def complete_targets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

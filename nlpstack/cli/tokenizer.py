@@ -41,8 +41,7 @@ def train_command(data: tuple[str, ...], out: str, **given: Any) -> None:
     values = {"kind": kind, "vocab_size": given["vocab_size"]}
     tokenizer = train_tokenizer_on(data, values, out, overwrite=given["overwrite"], note=note)
     found = {"out": out, "vocab_size": tokenizer.vocab_size, "kind": kind, "hash": tokenizer.hash}
-    plain = f"{out}: {kind}, {tokenizer.vocab_size:,} pieces, hash {tokenizer.hash[:12]}"
-    echo(found, plain, as_json=given["as_json"])
+    echo(found, f"{out}: {kind}, {tokenizer.vocab_size:,} pieces, hash {tokenizer.hash[:12]}", as_json=given["as_json"])
 
 
 @tokenizer_command.command("encode")

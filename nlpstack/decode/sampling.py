@@ -86,20 +86,17 @@ class Sampling:
         except ValidationError as error:
             raise ConfigError("; ".join(_in_words(fault) for fault in error.errors())) from None
         sampling._check_values()
-        sampling._check_pairs()
         return sampling
 
     def _check_values(self) -> None:
-        for name, (least, most, rule) in _RANGES.items():
+        """Refuse values out of their range, options that contradict each other, and those that would do nothing."""
+        for name, (low, high, rule) in _RANGES.items():
             value = getattr(self, name)
-            _refuse(not least <= value <= most, f"{name}={value}: {rule}")
+            _refuse(not low <= value <= high, f"{name}={value}: {rule}")
         _refuse("" in self.stop, "stop='': an empty stop string would end every text before it begins; leave it out")
         for token, bias in self.logit_bias.items():
             rule = "must be between -1,000 and 1,000; ban or force the token instead"
             _refuse(abs(bias) > 1000, f"logit_bias {token!r}={bias}: {rule}")
-
-    def _check_pairs(self) -> None:
-        """Refuse options that contradict each other, and those that would do nothing."""
         values = {name: getattr(self, name) for name in _DRAWING}
         drawn = ", ".join(f"{name}={value}" for name, value in values.items() if value not in _DRAWING[name])
         beams, samples = f"beams={self.beams}", f"samples={self.samples}"

@@ -112,16 +112,11 @@ class TextStream:
         self._held, self._bytes = self._held + text, (self._bytes + data)[n_decoded:]
         found = [(start + len(stop), start) for stop in self.stop if (start := self._held.find(stop)) >= 0]
         self.stopped = bool(found)
-        size = min(found)[1] if found else len(self._held) - (0 if final else self._possible_stop())
+        begun = (n for stop in self.stop for n in range(1, len(stop)) if self._held.endswith(stop[:n]))
+        size = min(found)[1] if found else len(self._held) - (0 if final else max(begun, default=0))
         added, self._held = self._held[:size], self._held[size:]
         self.text += added
         return added
-
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
-        held = self._held
-        begun = (stop[:size] for stop in self.stop for size in range(1, min(len(stop), len(held) + 1)))
-        return max((len(start) for start in begun if held.endswith(start)), default=0)
 
 
 class Text:

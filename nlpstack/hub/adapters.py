@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -50,8 +50,7 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
     linears = _linear_names(model, family)
     tensors, sizes = _to_peft(model, linears)
     trained, saved = trainable_state(model), set()
-    parts = tuple(_PARTS.values())
-    plain = [name.replace(".base.", ".") for name in model.state_dict() if not name.endswith(parts)]
+    plain = [name.replace(".base.", ".") for name in model.state_dict() if not name.endswith(tuple(_PARTS.values()))]
     for stored in layout(family, plain):
         if stored.holds[0] in trained:
             tensors[_ROOT + stored.name] = trained[stored.holds[0]].cpu().contiguous()
@@ -64,11 +63,14 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
     patterns = {name: size for name, size in sizes.items() if size != first.size}
     tasks = (task for task, (*_, head) in _TASKS.items() if head in heads)
     task = next(tasks, "CAUSAL_LM" if model.config.causal else None)
+    # Ends of module names, if they match all of the wrapped layers and no other, else whole names.
+    ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in sizes})
+    matched = [name for name in linears if any(name == end or name.endswith(f".{end}") for end in ends)]
     values: Json = {
         **{"peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True},
         **{"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none"},
         **{"use_rslora": config.rslora, "use_dora": config.dora, "fan_in_fan_out": family == "gpt2"},
-        "target_modules": _shortest(list(sizes), linears),
+        "target_modules": ends if sorted(matched) == sorted(sizes) else list(sizes),
         "rank_pattern": {name: size.rank for name, size in patterns.items()},
         "alpha_pattern": {name: size.alpha for name, size in patterns.items()},
         "modules_to_save": sorted(saved) or None,
@@ -113,16 +115,8 @@ def _to_peft(model: LanguageModel, linears: Linears) -> tuple[dict[str, Tensor],
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
     """The linear layer of a name, whether wrapped or not."""
-    layer: Any = model.get_submodule(name)
-    plain: nn.Linear = getattr(layer, "base", layer)
-    return plain
-
-
-def _shortest(wrapped: list[str], linears: Mapping[str, object]) -> list[str]:
-    """Ends of module names that match all of the wrapped layers and no other, else their whole names."""
-    ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in wrapped})
-    matched = [name for name in linears if any(name == end or name.endswith(f".{end}") for end in ends)]
-    return ends if sorted(matched) == sorted(wrapped) else wrapped
+    layer = model.get_submodule(name)
+    return cast(nn.Linear, getattr(layer, "base", layer))
 
 
 class _Read(NamedTuple):
@@ -214,8 +208,7 @@ def _assemble(base: LanguageModel, read: _Read) -> LanguageModel:
             raise ModelError(f"{read.file}: adapts {module}, which is no linear layer of the base's blocks; {_MEND}")
         # The first pattern that matches the end of a name counts.
         alpha = float(next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), usual))
-        parts = grouped[there.removesuffix(".weight")]
-        for name, size, one in _split(model, linears[module], parts, alpha, read):
+        for name, size, one in _split(model, linears[module], grouped[there.removesuffix(".weight")], alpha, read):
             sizes[name] = size
             values |= {f"{name}.{part}": tensor for part, tensor in one.items()}
     if not sizes:
@@ -276,8 +269,7 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
         for stored in layout(family_of(model.config, heads), list(state))
         if stored.name in read.tensors
     }
-    fresh = {name: tensor for name, tensor in state.items() if name not in kept or name in brought}
-    _check(brought, fresh, read.file)
+    _check(brought, {name: tensor for name, tensor in state.items() if name not in kept or name in brought}, read.file)
     model.load_state_dict({**kept, **brought}, strict=True, assign=True)
     return model
 

@@ -45,7 +45,10 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
     `path` alone, if that is something else than a model folder of ours.
     """
     target = Path(path).resolve()
-    _refuse_to_replace(target)
+    ours = (target / MANIFEST).is_file() and any((target / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not ours:
+        fault = "stands there and is not a model folder that nlpstack wrote, so it is not replaced"
+        raise ModelError(f"{target}: {fault}; choose another place or move it away")
     whole = not adapters(model)
     made, tensors = _whole_files(model, target) if whole else adapter_files(model)
     texts = {name: json.dumps(one, indent=2, sort_keys=True, allow_nan=False) + "\n" for name, one in made.items()}
@@ -60,16 +63,8 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
             model.tokenizer.save(folder, **framed)
 
 
-def _refuse_to_replace(target: Path) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / MANIFEST).is_file() or not any((target / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
-        fault = "stands there and is not a model folder that nlpstack wrote, so it is not replaced"
-        raise ModelError(f"{target}: {fault}; choose another place or move it away")
-
-
 def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, families.Json], dict[str, Tensor]]:
-    """The JSON files of a whole model, by name, and its tensors; ModelError if its tokenizer is another's."""
+    """A whole model's JSON files, by name, and tensors, as its family has them; ModelError for another's tokenizer."""
     ids = {f"{name}_token_id": getattr(model.tokenizer, f"{name}_id", None) for name in ("bos", "eos", "pad")}
     values = families.write_config(model.config, families.model_heads(model), getattr(model, "labels", None))
     _check_tokenizer(model.tokenizer, model.config, values, source)
@@ -78,11 +73,7 @@ def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, families
     texts: dict[str, families.Json] = {CONFIG: ids | values | {"dtype": dtype, "torch_dtype": dtype}}
     if isinstance(model, GPT) and (known := {key: token for key, token in ids.items() if token is not None}):
         texts["generation_config.json"] = known
-    return texts, _to_stored(model, str(values["model_type"]))
-
-
-def _to_stored(model: LanguageModel, family: str) -> dict[str, Tensor]:
-    """The tensors as the model's family stores them."""
+    family = str(values["model_type"])
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors = {}
     for stored in families.layout(family, list(state)):
@@ -95,7 +86,7 @@ def _to_stored(model: LanguageModel, family: str) -> dict[str, Tensor]:
     # The files of BertModel and RobertaModel have the names of the core alone.
     bare = isinstance(model, BERT) and set(model.heads) <= {"pooler"}
     prefix = families.FAMILIES[family].prefix if bare and family in families.FAMILIES else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return texts, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def load_model(
@@ -139,7 +130,11 @@ def model_folder(path: str | Path) -> Path:
     """The folder that holds a run's model, or the given folder if it holds one; raises ModelError otherwise."""
     folder = standing(Path(path))
     if not folder.exists():
-        raise ModelError(f"{path}: no such file or folder{_near(folder)}")
+        near = f"; nor is there a folder {folder.parent}"
+        if folder.parent.is_dir():
+            names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+            near = did_you_mean(folder.name, names, str(folder).removesuffix(folder.name))
+        raise ModelError(f"{path}: no such file or folder{near}")
     if folder.is_file():
         _refuse_pickle(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
@@ -151,14 +146,6 @@ def model_folder(path: str | Path) -> Path:
         raise ModelError(f"{path}: a run that has no finished model yet; {cure}")
     _refuse_pickles(folder)
     raise ModelError(f"{path}: holds no model: neither {CONFIG} and {WEIGHTS}, nor a run's model/ folder")
-
-
-def _near(path: Path) -> str:
-    """The end of a message about a path that is not there."""
-    if not path.parent.is_dir():
-        return f"; nor is there a folder {path.parent}"
-    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    return did_you_mean(path.name, names, str(path).removesuffix(path.name))
 
 
 def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
@@ -197,8 +184,7 @@ def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Lang
     if config.causal and config.n_segments:
         raise ModelError(f"{source}: causal=True with n_segments={config.n_segments}; a GPT reads no segments")
     file = _weights_file(folder)
-    found = any((folder / name).is_file() for name in TOKENIZERS)
-    tokenizer = load_tokenizer(folder, verify=False) if found else None
+    tokenizer = load_tokenizer(folder, verify=False) if any((folder / name).is_file() for name in TOKENIZERS) else None
     _check_tokenizer(tokenizer, config, values, folder)
     try:
         model, state = _read_weights(file, config, values, device, dtype)
@@ -248,9 +234,8 @@ def _refuse_pickle(file: Path) -> None:
         # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
         if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
             return
-    fault = "a pickle, which can run any code when it is opened, so nlpstack never does"
     cure = f"get the model as {WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
-    raise ModelError(f"{file}: {fault}; {cure}")
+    raise ModelError(f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; {cure}")
 
 
 def _opened(file: Path) -> safe_open:
@@ -319,9 +304,8 @@ def _named_once(file: Path, present: dict[str, str], twice: Mapping[str, str], *
     """`present` without second names; a tied model's file may hold one tensor twice, but not two tensors."""
     present = dict(present)
     for second, first in twice.items():
-        if second not in present:
+        if (there := present.pop(second, None)) is None:
             continue
-        there = present.pop(second)
         if tied and first in present:
             with _opened(file) as opened:
                 one, other = opened.get_tensor(there), opened.get_tensor(present[first])

@@ -114,15 +114,14 @@ class EntityScores:
 
     def details(self) -> dict[str, Any]:
         """Precision, recall and F1 of each type, with the number of its true entities."""
-        by_type: dict[str, np.ndarray] = {}
+        by_type: dict[str, list[int]] = {}
         for predicted, gold in self.told.values():
             found, true = set(entity_spans(predicted)), set(entity_spans(gold))
             for column, spans in enumerate((found & true, found, true)):
                 for kind, _, _ in spans:
-                    by_type.setdefault(kind, np.zeros(3, dtype=np.int64))[column] += 1
+                    by_type.setdefault(kind, [0, 0, 0])[column] += 1
         table = {}
-        for kind, counts in sorted(by_type.items()):
-            hits, found_n, true_n = counts.tolist()
-            shares = {"precision": hits / max(1, found_n), "recall": hits / max(1, true_n)}
-            table[kind] = {**shares, "f1": 2 * hits / (found_n + true_n), "n": true_n}
+        for kind, (hits, n_found, n_true) in sorted(by_type.items()):
+            shares = {"precision": hits / max(1, n_found), "recall": hits / max(1, n_true)}
+            table[kind] = {**shares, "f1": 2 * hits / (n_found + n_true), "n": n_true}
         return {"per_class": table}

@@ -82,8 +82,7 @@ class TextScores:
         """What was counted, text by text."""
         if not self.told:
             raise DataError("nothing to score: no text was given; give more of them")
-        pairs = [self.told[number] for number in sorted(self.told)]
-        texts, references = [text for text, _ in pairs], [refs for _, refs in pairs]
+        texts, references = zip(*(self.told[number] for number in sorted(self.told)), strict=True)
         parts = [self._overlap(name, texts, references) for name in ("bleu", "chrf")]
         parts += [self._rouge(texts, references), self._shares(texts, references)]
         return parts + [self._distinct(n, texts) for n in _DISTINCT]

@@ -1,9 +1,8 @@
 """What a task is, and how it is evaluated."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
@@ -39,8 +38,7 @@ class TaskConfig:
         return self
 
 
-@plain_dataclass(frozen=True, kw_only=True)
-class DocumentLayout:
+class DocumentLayout(NamedTuple):
     """How documents stand in the shards that a task reads."""
 
     bos_id: int | None = None  # before each document

@@ -1,11 +1,13 @@
 """Next-token prediction: the loss of a GPT, its perplexity over windows, and text to look at."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from dataclasses import dataclass
+from itertools import chain, islice
 
+import numpy as np
 from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError
@@ -13,12 +15,66 @@ from nlpstack.metrics.language_model import LanguageModelScores
 from nlpstack.model import GPT
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task
-from nlpstack.tasks.windows import WindowBatch, batch_windows, windows
 from nlpstack.tokenizer import Tokenizer
 
 PROMPT_WORDS = 6
 PROMPT_CHARS = 60  # where words are long, or not set apart
 _PROMPT_TOKENS = 256  # tokens read to find a prompt in
+_GROUPS = 16  # windows are gathered for so many batches, so that those batched are of like length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of a document: its inputs, and which of the tokens after them are scored here (DESIGN section 7)."""
+
+    document: int
+    n_words: int  # of the whole document
+    n_targets: int  # of the whole document: tokens that are scored in all its windows
+    tokens: np.ndarray  # inputs and the token after the last one
+    n_scored: int  # the last so many targets; the ones before were scored in an earlier window
+
+    def scored(self) -> np.ndarray:
+        """The tokens that are scored."""
+        return self.tokens[len(self.tokens) - self.n_scored :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowBatch(Scored):
+    """Windows that are scored together, as a batch padded on the right."""
+
+    windows: list[Window]
+
+
+def windows(data: TokenShards, window: int, stride: int, max_tokens: int) -> Iterator[Window]:
+    """Every document's windows: the next begins `stride` inputs on, and scores what was not scored before.
+
+    The last may be short. EOS is no text and is not scored. After `max_tokens` scored tokens (0: never) it ends.
+    """
+    n_scored = 0
+    for number, (start, end, n_words) in enumerate(data.documents()):
+        n_inputs = end - (data.spec.eos_id is not None) - start - 1
+        at, done = 0, 0  # the window's first input; targets scored so far
+        while done < n_inputs and not (max_tokens and n_scored >= max_tokens):
+            stop = min(at + window, n_inputs)
+            tokens = data.read(start + at, start + stop + 1)
+            yield Window(document=number, n_words=n_words, n_targets=n_inputs, tokens=tokens, n_scored=stop - done)
+            n_scored += stop - done
+            done, at = stop, at + stride
+
+
+def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> Iterator[WindowBatch]:
+    """Windows in batches of at most `batch_tokens` tokens, those of like length together."""
+    while group := list(islice(parts, _GROUPS * max(1, batch_tokens // window))):
+        for places in by_length([len(part.tokens) - 1 for part in group], batch_tokens):
+            yield _pad([group[place] for place in places])
+
+
+def _pad(parts: list[Window]) -> WindowBatch:
+    tokens = pad_rows([part.tokens[:-1] for part in parts], 0)
+    labels = pad_rows([part.tokens[1:] for part in parts], IGNORE_INDEX)
+    for row, part in zip(labels, parts, strict=True):
+        row[: len(part.tokens) - 1 - part.n_scored] = IGNORE_INDEX
+    return WindowBatch(batch=Batch(tokens=tokens, labels={"lm": labels}), windows=parts)
 
 
 class CausalLM(Task):

@@ -62,8 +62,7 @@ class Classification(Task):
         """With `class_weights = "balanced"`, weigh classes by how rare they are: n / (C n_c), scikit-learn's rule."""
         if self.config.class_weights == "balanced":
             counts = Counter(str(example.label) for example in examples)
-            shares = [len(examples) / (len(self.ids) * counts[name]) for name in self.labels.names]
-            self.weights = torch.tensor(shares)
+            self.weights = torch.tensor([len(examples) / (len(self.ids) * counts[name]) for name in self.labels.names])
 
     def encode(self, examples: Sequence[TextExample], what: str, note: Note) -> EncodedRows:
         """Examples as rows; a label that training never saw is an error, or (`unknown_labels`) left out and counted."""
@@ -109,7 +108,6 @@ class Classification(Task):
     def score(self, model: nn.Module, batch: RowBatch, metric: LabelScores) -> None:
         """Score a batch."""
         logits, labels = label_logits(model, batch.batch), batch.batch.labels["label"]
-        numbers = [row.example for row in batch.rows]
         if self.labels.problem == "regression":
             columns: list[Any] = [logits[:, 0], labels]
         elif self.labels.problem == "multi":
@@ -118,8 +116,8 @@ class Classification(Task):
         else:
             share, chosen = logits.softmax(dim=1).max(dim=1)
             columns = [chosen, labels, F.cross_entropy(logits, labels, reduction="none"), share]
-        for number, *row in zip(numbers, *(column.tolist() for column in columns), strict=True):
-            metric.update(*row, number=number)  # type: ignore[misc]  # a row has four values at most
+        for row, *values in zip(batch.rows, *(column.tolist() for column in columns), strict=True):
+            metric.update(*values, number=row.example)  # type: ignore[misc]  # there are four values at most
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Kind of labels, threshold, context, tokenizer and dtype of the scores."""
@@ -132,19 +130,15 @@ class Classification(Task):
         self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
-        device = next(model.parameters()).device
+        device, problem = next(model.parameters()).device, self.labels.problem
         for batch in rows.batches(budget):
-            yield from self._told(model, batch.to(device))
-
-    def _told(self, model: nn.Module, batch: RowBatch) -> Iterator[tuple[int, dict[str, Any]]]:
-        logits = label_logits(model, batch.batch)
-        single = self.labels.problem == "single"
-        shares = logits.softmax(dim=1) if single else logits.sigmoid()
-        for row, values, logit in zip(batch.rows, shares.tolist(), logits.tolist(), strict=True):
-            named = dict(zip(self.labels.names, values, strict=True))
-            if self.labels.problem == "regression":
-                yield row.example, {"label": logit[0]}
-            else:
+            logits = label_logits(model, batch.batch.to(device))
+            shares = logits.softmax(dim=1) if problem == "single" else logits.sigmoid()
+            for row, values, logit in zip(batch.rows, shares.tolist(), logits.tolist(), strict=True):
+                if problem == "regression":
+                    yield row.example, {"label": logit[0]}
+                    continue
+                named = dict(zip(self.labels.names, values, strict=True))
                 chosen = [name for name, share in named.items() if share >= self.config.threshold]
-                label = max(named, key=lambda n: named[n]) if single else chosen
+                label = max(named, key=named.__getitem__) if problem == "single" else chosen
                 yield row.example, {"label": label, "probabilities": named}

@@ -22,11 +22,10 @@ def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Not
     if folder.exists():
         try:
             tokenizer = load_tokenizer(folder)
-        except ModelError as error:
-            note(f"{error}; training it again")
-        else:
             note(f"tokenizer trained before: {folder}")
             return tokenizer
+        except ModelError as error:
+            note(f"{error}; training it again")
     tokenizer = train_tokenizer((piece.text for piece in split.pieces(note)), config, report=note)
     with new_folder(folder) as made:
         tokenizer.save(made)

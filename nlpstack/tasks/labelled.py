@@ -56,19 +56,17 @@ class EncodedRows:
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Rows as one batch, padded to the longest of them."""
-        return self._batch([self.rows[index] for _, index in examples])
-
-    def batches(self, budget: int) -> Iterator[RowBatch]:
-        """All rows, the longest first, in batches of at most `budget` tokens or one row."""
-        for places in by_length(self.lengths, budget):
-            rows = [self.rows[place] for place in places]
-            yield RowBatch(batch=self._batch(rows), rows=rows, examples=self.examples)
-
-    def _batch(self, rows: list[Encoded]) -> Batch:
+        rows = [self.rows[index] for _, index in examples]
         n_firsts = [row.n_first for row in rows] if self.frame.segments else None
         batch = pad_batch([row.tokens for row in rows], n_firsts, self.frame.pad_id)
         labels, n_targets = self.label(rows)
         return replace(batch, labels=labels, n_targets=n_targets)
+
+    def batches(self, budget: int) -> Iterator[RowBatch]:
+        """All rows, the longest first, in batches of at most `budget` tokens or one row."""
+        for places in by_length(self.lengths, budget):
+            batch = self.batch([(0, place) for place in places])
+            yield RowBatch(batch=batch, rows=[self.rows[place] for place in places], examples=self.examples)
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
-from nlpstack.metrics.masked_lm import MaskedLMScores
+from nlpstack.metrics.language_model import MaskedLMScores
 from nlpstack.model import BERT
 from nlpstack.model.heads import HEADS, Head
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
@@ -173,8 +173,7 @@ def masked_loss(model: nn.Module, batch: Batch, chunk: int) -> dict[str, Tensor]
     assert batch.places is not None
     hidden = model(batch.tokens, mask=batch.mask, segments=batch.segments)  # (B, T, D)
     rows = model.mlm_head(hidden.flatten(0, 1).index_select(0, batch.places))  # (N, D)
-    bias = model.mlm_head.bias
-    terms = {"mlm": linear_cross_entropy(rows, model.unembedding, batch.labels["mlm"], chunk, bias)}
+    terms = {"mlm": linear_cross_entropy(rows, model.unembedding, batch.labels["mlm"], chunk, model.mlm_head.bias)}
     if "nsp" in batch.labels:
         terms["nsp"] = F.cross_entropy(model.nsp_logits(hidden).float(), batch.labels["nsp"], reduction="sum")
     return terms

@@ -131,8 +131,7 @@ class MaskedRows:
 
     def masked(self, epoch: int, index: int) -> tuple[Row, Masked]:
         """A row, and what is hidden in it."""
-        row = self.rows.row(epoch, index)
-        form = self.form
+        row, form = self.rows.row(epoch, index), self.form
         hidden = mask_tokens(
             row.tokens,
             form.word_ids(row.tokens),
@@ -162,12 +161,11 @@ class MaskedRows:
 
     def describe(self, n_rows: int) -> list[str]:
         """What was done to the first rows of the first epoch: tokens hidden, and how full the rows are."""
-        n_rows = min(n_rows, len(self.rows))
-        made = [self.masked(0, index) for index in range(n_rows)]
+        made = [self.masked(0, index) for index in range(min(n_rows, len(self.rows)))]
         words = ((self.form.word_ids(row.tokens), hidden) for row, hidden in made)
-        padding = 1 - sum(len(row.tokens) for row, _ in made) / (n_rows * self.form.length)
+        padding = 1 - sum(len(row.tokens) for row, _ in made) / (len(made) * self.form.length)
         masking = describe_masking(words, whole_words=self.form.whole_words)
-        return [masking, f"padding: {padding:.1%} of {n_rows:,} rows"]
+        return [masking, f"padding: {padding:.1%} of {len(made):,} rows"]
 
 
 def one_hidden_each(tokens: np.ndarray, start: int, stop: int, form: RowFormat) -> Batch:

@@ -81,23 +81,12 @@ def windows_of(lengths: Sequence[int], room: int) -> list[Window]:
     return [(*span, edges[i], edges[i + 1]) for i, span in enumerate(spans)]
 
 
-class TaggedScores:
+class TaggedScores(EntityScores):
     """Entity scores of sentences whose windows come one by one."""
 
-    def __init__(self, allowed: np.ndarray | None) -> None:
-        self.allowed = allowed  # moves from tag to tag; None: all
-        self.scores = EntityScores()
-        self.told, self.parts, self.details = self.scores.told, self.scores.parts, self.scores.details
-        self._open: dict[int, np.ndarray] = {}  # sentence -> log-probabilities (words, C), nan where none came yet
-
-    def add(self, row: Encoded, values: np.ndarray, example: TaggedExample) -> tuple[np.ndarray, list[int]] | None:
-        """Count the owned words of a window; once all of a sentence came, its log-probabilities and tags."""
-        found = self._open.setdefault(row.example, np.full((len(example.words), values.shape[1]), np.nan))
-        found[row.words[0] : row.words[1]] = values
-        if np.isnan(found).any():
-            return None
-        del self._open[row.example]
-        return found, best_tags(found, self.allowed)
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: dict[int, np.ndarray] = {}  # sentence -> log-probabilities (words, C), nan where none came yet
 
 
 class NER(Task):
@@ -134,9 +123,8 @@ class NER(Task):
             note(f"{what}: {len(examples) - len(known):,} sentences with types that training never saw are left out")
         rows: list[Encoded] = []
         n_windowed = n_cut = 0
-        for number, (example, pieces) in enumerate(
-            zip(known, self.pieces([example.words for example in known]), strict=True)
-        ):
+        pieces_of = self.pieces([example.words for example in known])
+        for number, (example, pieces) in enumerate(zip(known, pieces_of, strict=True)):
             n_cut += sum(len(ids) > self.room // 2 for ids in pieces)
             pieces = [ids[: max(1, self.room // 2)] for ids in pieces]
             windows = windows_of([len(ids) for ids in pieces], self.room)
@@ -177,7 +165,7 @@ class NER(Task):
 
     def metric(self, config: EvalConfig) -> TaggedScores:
         """Entity scores, not filled yet."""
-        return TaggedScores(self.allowed)
+        return TaggedScores()
 
     def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
         """Score a batch."""
@@ -185,7 +173,7 @@ class NER(Task):
             example: TaggedExample = batch.examples[number]
             gold = [self.ids[tag] for tag in example.tags or ()]
             nll = -float(found[np.arange(len(gold)), gold].sum())
-            metric.scores.update([self.labels.names[tag] for tag in tags], example.tags or (), nll, number)
+            metric.update([self.labels.names[tag] for tag in tags], example.tags or (), nll, number)
 
     def _decoded(
         self, model: nn.Module, batch: RowBatch, metric: TaggedScores
@@ -195,9 +183,12 @@ class NER(Task):
         if np.isnan(values).any():
             raise ModelError("the model's logits are not finite, so its weights or the dtype are broken")
         for row, value in zip(batch.rows, values, strict=True):
-            done = metric.add(row, value[row.labels[0]], batch.examples[row.example])
-            if done is not None:
-                yield row.example, *done
+            unseen = np.full((len(batch.examples[row.example].words), value.shape[1]), np.nan)
+            found = metric.pending.setdefault(row.example, unseen)
+            found[slice(*row.words)] = value[row.labels[0]]  # of the words that the window owns
+            if not np.isnan(found).any():
+                del metric.pending[row.example]
+                yield row.example, found, best_tags(found, self.allowed)
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
         """Decoding, context, tokenizer and dtype of the scores."""
@@ -212,7 +203,7 @@ class NER(Task):
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of
         its words, each taken by itself. Words without a text are joined by one space.
         """
-        metric, device = TaggedScores(self.allowed), next(model.parameters()).device
+        metric, device = TaggedScores(), next(model.parameters()).device
         for batch in rows.batches(budget):
             for number, values, tags in self._decoded(model, batch.to(device), metric):
                 words = rows.examples[number].words

@@ -43,8 +43,7 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
-        step = checkpoint.state["step"]
-        with new_folder(self.path(step)) as folder:
+        with new_folder(self.path(checkpoint.state["step"])) as folder:
             write_tensors(folder / "model.safetensors", checkpoint.model)
             write_tensors(folder / "optimizer.safetensors", checkpoint.optimizer)
             (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
@@ -53,8 +52,7 @@ class Checkpoints:
 
     def load_newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole, after naming the damaged ones passed over; None if there is none."""
-        if self.folder.exists():
-            remove_leftovers(self.folder)
+        remove_leftovers(self.folder)
         damaged: dict[int, CheckpointError] = {}
         for step in reversed(self.steps()):
             try:

@@ -135,10 +135,9 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     # Muon is for hidden matrices; embeddings and the unembedding do better with AdamW (Jordan et al. 2024).
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     inside = {id(parameter) for block in blocks for parameter in block.parameters() if parameter.dim() == 2}
-    hidden = [parameter for parameter in trained if id(parameter) in inside]
     rest = [parameter for parameter in trained if id(parameter) not in inside]
     muon = torch.optim.Muon(
-        hidden,
+        [parameter for parameter in trained if id(parameter) in inside],
         **_of(config, "lr", "weight_decay", "momentum", "nesterov"),
         adjust_lr_fn="match_rms_adamw",  # steps as large as AdamW's, so that one lr serves both (Liu et al. 2025, 2.2)
     )

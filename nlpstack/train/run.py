@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, get_type_hints
 
@@ -158,9 +159,7 @@ def check_sections(run: Run) -> None:
         (masked and model.max_seq_len < shortest, "model.max_seq_len", short),
     ):
         if wrong:
-            section, _, name = key.partition(".")
-            value = getattr(getattr(config, section), name)
-            raise ConfigError(f"{origin.get(key, run.name)}: {key}={value}: {cure}")
+            raise ConfigError(f"{origin.get(key, run.name)}: {key}={attrgetter(key)(config)}: {cure}")
 
 
 class RunFolder:

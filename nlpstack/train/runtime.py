@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import sys
-import time
+import timeit
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -163,11 +163,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators, which only dropout draws from."""
-    torch.manual_seed(seed)
-
-
 def rng_state(device: torch.device) -> dict[str, str]:
     """The state of the global generators, as hexadecimal text."""
     states = {"cpu": torch.get_rng_state()}
@@ -201,11 +196,7 @@ def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
                 return value, "its maker's figure"
     n = 1024 if device.type == "cpu" else 8192
     a = torch.ones(n, n, dtype=DTYPES[dtype], device=device)
-    fastest = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for the device
-        fastest = min(fastest, time.perf_counter() - started)
+    fastest = min(timeit.repeat(lambda: float((a @ a)[0, 0]), number=1, repeat=4))  # float waits for the device
     return 2 * n**3 / fastest, f"a {n} x {n} product measured now"
 
 

@@ -92,8 +92,7 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
         # Only the training loss is compiled: validation stays the arithmetic of `eval`.
         dynamic = None if isinstance(self.loader.order, Bucketed) else False
-        loss = torch.compile(self._loss, dynamic=dynamic) if self.choices.compile else self._loss
-        self._run_loss: Callable[[Batch], dict[str, Tensor]] = loss
+        self._run_loss = torch.compile(self._loss, dynamic=dynamic) if self.choices.compile else self._loss
         self._peak_flops = 0.0
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:

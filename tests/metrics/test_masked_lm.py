@@ -7,7 +7,7 @@ import pytest
 
 from nlpstack.errors import DataError
 from nlpstack.metrics import compute
-from nlpstack.metrics.masked_lm import MaskedLMScores
+from nlpstack.metrics.language_model import MaskedLMScores
 
 
 def filled(rows: list[tuple[tuple[float, int, int], tuple[float, int, int]]]) -> MaskedLMScores:

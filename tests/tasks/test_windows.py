@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nlpstack.data.batch import IGNORE_INDEX
 from nlpstack.data.shards import TokenShards
-from nlpstack.tasks.windows import Window, batch_windows, windows
+from nlpstack.tasks.causal_lm import Window, batch_windows, windows
 from tests.handmade import MakeShards
 
 QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
