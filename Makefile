@@ -30,7 +30,8 @@ check: lint test
 
 # Each comparison beside its peer; the figures belong in benchmarks/RESULTS.md.
 bench: $(READY)
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --peers default best
+	$(BIN)/python benchmarks/training.py --rows gpt-char --peers compiled
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/compiling.py
 	$(BIN)/python benchmarks/generation.py
