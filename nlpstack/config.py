@@ -18,6 +18,7 @@ T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
 # Tables of a run's config.toml that say how it came about; a recipe may hold them, and they change nothing.
 RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact", "start")
+to_toml = tomli_w.dumps  # tables as TOML text
 
 
 @dataclass(frozen=True)
@@ -123,19 +124,18 @@ def _read_recipe(path: Path, schema: Mapping[str, type]) -> list[tuple[str, Valu
     """The recipe and, before it, the file it extends, each with its name."""
     tables = read_toml(path)
     base = tables.pop("extends", None)
-    layers = []
-    if base is not None:
-        if not isinstance(base, str) or base in ("", ".", "..") or "/" in base or "\\" in base:
-            raise ConfigError(f"{path}: extends={base!r} must name one recipe in the same folder, such as 'gpt.toml'")
-        parent = path.with_name(base)
-        if not parent.is_file():
-            names = [file.name for file in sorted(path.parent.glob("*.toml"))]
-            raise ConfigError(f"{path}: extends={base!r}, which is not there{near(base, names)}")
-        parent_tables = read_toml(parent)
-        if "extends" in parent_tables:
-            raise ConfigError(f"{parent}: is extended by {path} and extends another; one level is allowed")
-        layers.append(_layer(parent_tables, parent, schema))
-    return [*layers, _layer(tables, path, schema)]
+    if base is None:
+        return [_layer(tables, path, schema)]
+    if not isinstance(base, str) or base in ("", ".", "..") or "/" in base or "\\" in base:
+        raise ConfigError(f"{path}: extends={base!r} must name one recipe in the same folder, such as 'gpt.toml'")
+    parent = path.with_name(base)
+    if not parent.is_file():
+        names = [file.name for file in path.parent.glob("*.toml")]
+        raise ConfigError(f"{path}: extends={base!r}, which is not there{near(base, names)}")
+    parent_tables = read_toml(parent)
+    if "extends" in parent_tables:
+        raise ConfigError(f"{parent}: is extended by {path} and extends another; one level is allowed")
+    return [_layer(parent_tables, parent, schema), _layer(tables, path, schema)]
 
 
 def _layer(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> tuple[str, Values]:
@@ -170,11 +170,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
-def to_toml(tables: Mapping[str, Any]) -> str:
-    """Tables as TOML text."""
-    return tomli_w.dumps(tables)
-
-
 def near(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` where a known word is close, else the list of them."""
     known = sorted(known)
@@ -198,11 +193,10 @@ def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping
             reason = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{', '.join(sources) or recipe}: [{section}] {reason}") from error
         key = str(first["loc"][0])
-        source = origin.get(f"{section}.{key}", recipe)
         got = f"={values[key]!r}" if key in values else ""
         # Several where types are joined by |.
         reasons = [entry["msg"].removeprefix("Value error, ") for entry in found if entry["loc"][:1] == (key,)]
         reason = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
         # A misspelt choice may be close to one of those that pydantic's message quotes.
         hint = did_you_mean(values[key], re.findall("'([^']*)'", reason)) if isinstance(values.get(key), str) else ""
-        raise ConfigError(f"{source}: {section}.{key}{got}: {reason}{hint}") from error
+        raise ConfigError(f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}{got}: {reason}{hint}") from error

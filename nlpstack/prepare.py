@@ -75,8 +75,7 @@ def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, A
     special = {name: getattr(tokenizer, f"{name}_id") for name in ROLES}
     found: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "special_ids": special, "hash": tokenizer.hash}
     if text is not None:
-        ids = tokenizer.encode(text)
-        found["ids"] = ids
+        found["ids"] = ids = tokenizer.encode(text)
         found["pieces"] = [tokenizer.token_bytes(token).decode("utf-8", errors="backslashreplace") for token in ids]
         found["bytes_per_token"] = round(len(text.encode("utf-8")) / max(1, len(ids)), 3)
     return found

@@ -56,8 +56,7 @@ class Split:
     @property
     def key(self) -> str:
         """A hash of the split's text."""
-        whole = f"{self.survey.sha256}|{self.unit}|{self.start}|{self.stop}"
-        return hashlib.sha256(whole.encode()).hexdigest()
+        return hashlib.sha256(f"{self.survey.sha256}|{self.unit}|{self.start}|{self.stop}".encode()).hexdigest()
 
     @property
     def digests(self) -> np.ndarray:
@@ -86,9 +85,7 @@ def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
 
     Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
     """
-    splits = whole_corpus(config, note)
-    if "all" in splits:
-        splits["train"] = splits.pop("all")
+    splits = {name.replace("all", "train"): split for name, split in whole_corpus(config, note).items()}
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
     for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
@@ -113,12 +110,11 @@ def whole_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
 
 def cut_val(train: Split, share: float, note: Note) -> dict[str, Split]:
     """Train and val cut from one split: the last documents, or the end of the only one."""
-    n_documents = len(train.survey.digests)
-    unit, total = ("document", n_documents) if n_documents > 1 else ("char", train.survey.n_chars)
+    n_documents, n_chars = len(train.survey.digests), train.survey.n_chars
+    unit, what, total = ("document", "documents", n_documents) if n_documents > 1 else ("char", "characters", n_chars)
     cut = min(max(int(total * (1 - share) + 1e-9), 1), total - 1)
     if total < 2:
         raise DataError(f"{train.files[0]}: too short to cut a validation part from")
-    what = "documents" if unit == "document" else "characters"
     note(f"no validation split: the last {total - cut:,} of {total:,} {what} are held out for it")
     first, last = replace(train, name="train", unit=unit, stop=cut), replace(train, name="val", unit=unit, start=cut)
     return {"train": first, "val": last}

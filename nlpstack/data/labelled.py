@@ -176,7 +176,15 @@ def read_tagged(path: Path, note: Note, *, labelled: bool = True) -> list[Tagged
 def tagged_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[Sentence]:
     """The sentences of a CoNLL file or of a .jsonl with `tokens` one by one, with their tags as they are."""
     if corpus_suffix(path, [".jsonl"]):
-        yield from _token_lists(path, note, labelled)
+        has_tags: bool | None = None  # as the first row
+        for number, fields in json_rows(path, note):
+            where = f"{path}:{number}"
+            has_tags = has_tags if has_tags is not None else labelled or "tags" in fields
+            words = text_field(where, fields, "tokens", many=True)
+            tags = text_field(where, fields, "tags", many=True) if has_tags else ()
+            if has_tags and len(words) != len(tags):
+                raise DataError(f"{where}: {len(words)} tokens, but {len(tags)} tags; each token needs one")
+            yield number, words, tags
         return
     n_skipped = width = 0
     for is_blank, lines in groupby(enumerate(text_lines(path, note), 1), key=lambda line: not line[1].strip()):
@@ -193,18 +201,6 @@ def tagged_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[S
         yield rows[0][0], tuple(row[0] for _, row in rows), tags
     if n_skipped:
         note(f"{path}: {n_skipped:,} -DOCSTART- lines are skipped")
-
-
-def _token_lists(path: Path, note: Note, labelled: bool) -> Iterator[Sentence]:
-    has_tags: bool | None = None  # as the first row
-    for number, row in json_rows(path, note):
-        where = f"{path}:{number}"
-        has_tags = has_tags if has_tags is not None else labelled or "tags" in row
-        words = text_field(where, row, "tokens", many=True)
-        tags = text_field(where, row, "tags", many=True) if has_tags else ()
-        if has_tags and len(words) != len(tags):
-            raise DataError(f"{where}: {len(words)} tokens, but {len(tags)} tags; each token needs one")
-        yield number, words, tags
 
 
 def to_iob2(sentences: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> tuple[list[tuple[str, ...]], str]:

@@ -70,10 +70,8 @@ class Bucketed:
         rng = np.random.default_rng((self.seed, epoch, 1))
         order = rng.permutation(self.n_examples)
         pool = _POOL * (self._rows or max(1, self._tokens // max(1, int(self.lengths.mean()))))
-        found: list[np.ndarray] = []
-        for start in range(0, len(order), pool):
-            part = order[start : start + pool]
-            found += [part[batch] for batch in by_length(self.lengths[part], self._tokens, rows=self._rows)]
+        parts = (order[start : start + pool] for start in range(0, len(order), pool))
+        found = [part[rows] for part in parts for rows in by_length(self.lengths[part], self._tokens, rows=self._rows)]
         return [found[i] for i in rng.permutation(len(found))]
 
     def padding(self) -> float:
@@ -100,8 +98,7 @@ class Loader:
         """Each step's batches from `start` on, the next one made while this one is worked on."""
 
         def make(step: int) -> list[Batch]:
-            batches = self.micro_batches(step)
-            return [batch.pin() for batch in batches] if pin else batches
+            return [batch.pin() if pin else batch for batch in self.micro_batches(step)]
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
             submitted = (pool.submit(make, step) for step in range(start, stop))

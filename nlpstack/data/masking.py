@@ -35,11 +35,10 @@ def mask_tokens(
     """
     n_units = int(words.max(initial=-1)) + 1 if whole_words else len(tokens)
     unit = words if whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)
-    chosen = np.append(rng.random(n_units) < share, False)[unit]  # unit -1, the special tokens', is the last
+    places = np.flatnonzero(np.append(rng.random(n_units) < share, False)[unit])  # -1, of special tokens, is the last
     kinds = np.searchsorted(np.cumsum(_SHARES[:-1]), rng.random(len(tokens)), side="right").astype(np.uint8)
     # Scaled floats: rng.integers draws again where it would be uneven, so that how much it draws is left to chance.
     drawn = random_ids[(rng.random(len(tokens)) * len(random_ids)).astype(np.int64)]
-    places = np.flatnonzero(chosen)
     labels, kinds = tokens[places], kinds[places]
     seen = tokens.copy()
     seen[places] = np.select([kinds == MASKED, kinds == RANDOM], [mask_id, drawn[places]], labels)

@@ -41,8 +41,5 @@ class PackedBlocks:
         spec = self.shards.spec
         if spec.bos_id is not None and spec.bos_id != spec.eos_id:  # after the end of a document BOS is no news
             labels[labels == spec.bos_id] = IGNORE_INDEX
-        return Batch(
-            tokens=torch.from_numpy(rows[:, :-1].copy()),
-            labels={"lm": torch.from_numpy(labels)},
-            n_targets={"lm": int((labels != IGNORE_INDEX).sum())},
-        )
+        tokens, n_targets = torch.from_numpy(rows[:, :-1].copy()), int((labels != IGNORE_INDEX).sum())
+        return Batch(tokens=tokens, labels={"lm": torch.from_numpy(labels)}, n_targets={"lm": n_targets})

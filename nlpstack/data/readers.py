@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
@@ -23,7 +23,6 @@ PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this
 Note = Callable[[str], None]  # takes a line that says what was done
 SUFFIXES = (".txt", ".jsonl")
 PACKED = (".gz", ".zst")
-_DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)  # what reading a broken packed file raises
 SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -83,12 +82,10 @@ def _expand(text: str, suffixes: Sequence[str], kind: str) -> dict[str, list[Pat
             raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
         named: dict[str, list[Path]] = {}
         for file in files:
-            split = SPLIT_NAMES.get(file.name.partition(".")[0].lower())
-            if split and file.parent == path:
+            if (split := SPLIT_NAMES.get(file.name.partition(".")[0].lower())) and file.parent == path:
                 named.setdefault(split, []).append(file)
         return named if "train" in named else {"all": files}
-    matches = [path] if path.is_file() else map(Path, sorted(glob.glob(text, recursive=True)))
-    files = [file for file in matches if file.is_file()]
+    files = [path] if path.is_file() else list(filter(Path.is_file, map(Path, sorted(glob.glob(text, recursive=True)))))
     if not files:
         raise DataError(f"{text}: no such file or folder, and no file matches it")
     for file in files:
@@ -108,10 +105,10 @@ def corpus_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
 @contextmanager
 def open_packed(path: Path) -> Iterator[IO[bytes]]:
     """The file's unpacked bytes, as a stream; a file that cannot be opened, or is damaged, is a DataError."""
-    suffix, unpack, damage = path.suffix.lower(), cast(Any, open), _DAMAGE
-    if suffix == ".gz":
-        unpack = gzip.open
-    elif suffix == ".zst":
+    suffix = path.suffix.lower()
+    unpack: Any = gzip.open if suffix == ".gz" else open
+    damage: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)  # what reading a broken packed file raises
+    if suffix == ".zst":
         try:
             if sys.version_info >= (3, 14):
                 from compression import zstd
@@ -119,7 +116,7 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
                 from backports import zstd
         except ImportError as error:
             raise DataError(f"{path}: .zst needs the package backports.zstd: pip install 'nlpstack[zstd]'") from error
-        unpack, damage = zstd.open, (*_DAMAGE, zstd.ZstdError)
+        unpack, damage = zstd.open, (*damage, zstd.ZstdError)
     try:
         with unpack(path, "rb") as file:
             yield file
@@ -249,8 +246,7 @@ def _cut_text(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > PIECE_BYTES:
         end = start + PIECE_BYTES
-        newline, space = text.rfind("\n", start, end), text.rfind(" ", start + 1, end)
-        cut = newline + 1 if newline >= 0 else space if space > 0 else end
+        cut = text.rfind("\n", start, end) + 1 or max(text.rfind(" ", start + 1, end), 0) or end
         yield text[start:cut]
         start = cut
     yield text[start:]

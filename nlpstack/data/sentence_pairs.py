@@ -65,9 +65,8 @@ class SentencePairs:
     def pair(self, epoch: int, index: int) -> Pair:
         """Pair `index` of an epoch: at most `max_tokens` tokens in all."""
         rng = np.random.default_rng((self.seed, epoch, index, _SALT))
-        target = self.max_tokens
-        if rng.random() < SHORT_SHARE:
-            target = int(rng.integers(2, self.max_tokens, endpoint=True))
+        is_short = rng.random() < SHORT_SHARE
+        target = int(rng.integers(2, self.max_tokens, endpoint=True)) if is_short else self.max_tokens
         begin, last = int(self.chunk_first[index]), int(self.chunk_last[index])
         last = self._reach(begin, last, target, at_least=2)
         middle = int(rng.integers(begin + 1, last))
@@ -96,13 +95,12 @@ class SentencePairs:
     def report(self) -> list[str]:
         """Lines for the log: how many pairs there are, and of what they are made."""
         lengths = (self.ends - self.starts)[self.used]
-        n_long = int((lengths > self.max_tokens).sum())
         lines = [
             f"next-sentence pairs: {len(self):,} an epoch, from {len(self.first):,} documents; "
             f"{self.n_left_out:,} documents of fewer than two sentences are left out",
             f"sentences: {len(lengths):,}, of {lengths.mean():.1f} tokens on average and at most {lengths.max():,}",
         ]
-        if n_long:
+        if n_long := int((lengths > self.max_tokens).sum()):
             lines.append(f"{n_long:,} sentences are longer than {self.max_tokens} tokens and will be cut")
         return lines
 

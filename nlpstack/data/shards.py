@@ -53,8 +53,8 @@ class ShardSpec:
     @property
     def files(self) -> dict[str, str]:
         """The files of a shard: the key under which an entry has the SHA-256, and how the name goes on."""
-        files = {"sha256": ".npy", "docs_sha256": ".docs.npy"}
-        return files | {"sents_sha256": ".sents.npy"} if self.sentences else files
+        sentences = {"sents_sha256": ".sents.npy"} if self.sentences else {}
+        return {"sha256": ".npy", "docs_sha256": ".docs.npy"} | sentences
 
 
 class TokenShards:
@@ -174,9 +174,8 @@ class _Writer:
     def _write_header(self) -> None:
         # numpy leaves room in the header for the length to grow, so that it may be written again in place.
         self.file.seek(0)
-        descr = np.lib.format.dtype_to_descr(self.spec.dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
+        descr, shape = np.lib.format.dtype_to_descr(self.spec.dtype), (self.length,)
+        np.lib.format.write_array_header_1_0(self.file, {"descr": descr, "fortran_order": False, "shape": shape})
 
     def run(self, pieces: Iterable[Piece], encode: Encode, segment: Segment) -> None:
         """Tokenize everything, then write the index that makes the folder whole."""
@@ -235,16 +234,10 @@ class _Writer:
             np.save(self.temporary, table, allow_pickle=False)
             fsync_path(self.temporary)
             os.replace(self.temporary, self.folder / f"{self.name}{suffix}")
-        entry = {
-            "name": self.name,
-            "spec": asdict(self.spec),
-            "n_tokens": self.length,
-            **{key: sha256_file(self.folder / f"{self.name}{suffix}") for key, suffix in self.spec.files.items()},
-            "pieces_done": self.n_pieces,
-            "tokens_done": self.n_tokens,
-            "bytes_done": self.n_bytes,
-            "state": [self.fresh, self.words, self.in_word],
-        }
+        hashes = {key: sha256_file(self.folder / f"{self.name}{suffix}") for key, suffix in self.spec.files.items()}
+        done = {"pieces_done": self.n_pieces, "tokens_done": self.n_tokens, "bytes_done": self.n_bytes}
+        entry = {"name": self.name, "spec": asdict(self.spec), "n_tokens": self.length, **hashes, **done}
+        entry["state"] = [self.fresh, self.words, self.in_word]
         write_text(self.folder / f"{self.name}.json", json.dumps(entry) + "\n")
         self.entries.append(entry)
         self._begin_shard()

@@ -27,11 +27,9 @@ def list_recipes(stage: str | None = None) -> list[Recipe]:
     """The recipes of one stage, or of all, in the order of the stages and then of their names."""
     if stage is not None and stage not in STAGES:
         raise ConfigError(f"unknown stage '{stage}'; there are: {', '.join(STAGES)}")
-    return [
-        Recipe(path.stem, folder, path, _summary(path))
-        for folder in (STAGES if stage is None else (stage,))
-        for path in sorted((_stage_root() / folder).glob("*.toml"))
-    ]
+    stages = STAGES if stage is None else (stage,)
+    paths = [path for folder in stages for path in sorted((_stage_root() / folder).glob("*.toml"))]
+    return [Recipe(path.stem, path.parent.name, path, _summary(path)) for path in paths]
 
 
 def find_recipe(name_or_path: str, stage: str | None = None) -> Path:

@@ -167,15 +167,13 @@ def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, 
     lower, chinese = config.get("do_lower_case"), config.get("tokenize_chinese_chars")
     if lower is None:
         lower = all(piece == piece.lower() for piece in set(pieces).difference(roles.values()))
-    chinese = True if chinese is None else chinese
     strip = config.get("strip_accents")  # null: as lower-casing
-    normalizer = {"clean_text": True, "handle_chinese_chars": chinese, "strip_accents": strip, "lowercase": lower}
-    vocabulary = {piece: token for token, piece in enumerate(pieces)}
-    model = {"unk_token": roles.get("unk", "[UNK]"), "continuing_subword_prefix": "##", "vocab": vocabulary}
+    normalizer = {"handle_chinese_chars": chinese is None or chinese, "strip_accents": strip, "lowercase": lower}
+    model = {"unk_token": roles.get("unk", "[UNK]"), "vocab": {piece: token for token, piece in enumerate(pieces)}}
     return {
         "added_tokens": [],
-        "normalizer": {"type": "BertNormalizer", **normalizer},
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, **normalizer},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {"type": "WordPiece", "max_input_chars_per_word": 100, **model},
+        "model": {"type": "WordPiece", "max_input_chars_per_word": 100, "continuing_subword_prefix": "##", **model},
     }

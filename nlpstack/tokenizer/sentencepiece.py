@@ -138,8 +138,7 @@ class SentencePieceTokenizer(Tokenizer):
             model["vocab"] = {piece: token for token, piece in enumerate(self._pieces)}
             model["merges"] = [merge for piece in self._pieces[N_FIXED:] for merge in _merges(piece, learned)]
         else:  # also right for characters: each text then has one segmentation only
-            scores: list[float] = self._processor.GetScore(list(range(self.vocab_size)))
-            model["vocab"] = list(zip(self._pieces, scores, strict=True))
+            model["vocab"] = list(zip(self._pieces, self._processor.GetScore([*range(self.vocab_size)]), strict=True))
         frame = _EXPORT["post_processor"] if pairs else None
         return {**_EXPORT["tokenizer.json"], "post_processor": frame, "model": model}
 

@@ -122,10 +122,8 @@ def _cut(data: bytes, limit: int) -> Iterator[bytes]:
     while len(data) - start > limit:
         stop = start + limit
         cut = data.rfind(b"\n", start, stop) + 1 or data.rfind(b" ", start + 1, stop + 1)
-        if cut <= 0:
-            cut = stop
-            while data[cut] & 0xC0 == 0x80:  # inside a character
-                cut -= 1
+        if cut <= 0:  # not inside a character
+            cut = next(at for at in range(stop, start, -1) if data[at] & 0xC0 != 0x80)
         yield data[start:cut]
         start = cut
     if start < len(data):
@@ -146,9 +144,8 @@ def _sentences(blocks: list[bytes], counts: Counter[str]) -> Iterator[bytes]:
 def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: float) -> SentencePieceTokenizer:
     """What SentencePiece makes of the sentences; it draws nothing at random, as it takes all of them."""
     model = io.BytesIO()
-    special: dict[str, Any] = {}
-    for token, role in enumerate(ROLES[:4]):
-        special |= {f"{role}_id": token, f"{role}_piece": SPECIALS[token]}
+    special: dict[str, Any] = {f"{role}_id": token for token, role in enumerate(ROLES[:4])}
+    special |= {f"{role}_piece": SPECIALS[token] for token, role in enumerate(ROLES[:4])}
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
