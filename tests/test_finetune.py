@@ -1,6 +1,7 @@
 """From a pretrained model and labelled files to a run that is scored, resumed, predicted with and merged."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ def test_every_recipe_trains_is_scored_and_predicts(recipe, base, kind, metric, 
     model = load_model(run)
     assert bool(adapters(model)) == recipe.endswith("-lora")
     assert (run / "model" / "adapter_config.json").exists() == recipe.endswith("-lora")
-    scored = nlpstack("eval", run, "--split", "val", "--json").json["results"][0]
-    assert scored["metrics"][metric]["value"] == pytest.approx(made["val"][metric], rel=1e-5)
+    dtype = tomllib.loads((run / "config.toml").read_text())["choices"]["dtype"]  # bf16 where that is fast
+    value = nlpstack("eval", run, "--split", "val", "--json", "--dtype", dtype).json["results"][0]["metrics"][metric]
+    wanted = made["val"][metric]  # in bf16 all guesses of a tiny model may be one, whose correlation is undefined
+    assert value["value"] == (None if wanted is None else pytest.approx(wanted, rel=1e-5))
     source = next(data[kind].glob("train.*"))
     lines = [json.loads(line) for line in nlpstack("predict", "--model", run, source).out.splitlines()]
     assert set(lines[0]) == {"ner": {"tags", "entities"}, "generation": {"text"}}.get(kind, set(lines[0]))

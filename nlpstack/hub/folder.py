@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError, did_you_mean
-from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
+from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, standing, verify_manifest
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.model.lora import adapters
 from nlpstack.model.meta import on_meta
@@ -25,15 +25,9 @@ from nlpstack.tokenizer import load_tokenizer
 T = TypeVar("T")
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # any of these: the folder has a tokenizer
 _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # of our format and the families'
-_SHARD_INDEX = "model.safetensors.index.json"
-_MEND = "copy the folder again, or save the model again"
-_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
-_ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"  # torch.save: a zip of pickles; before 1.6, and others: a bare one
-_READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
 
 
@@ -122,8 +116,8 @@ def load_model(
 
 
 def weights_hash(path: str | Path) -> str:
-    """SHA-256 of the weights file that load_model would read from, as hexadecimal digits."""
-    return _undisturbed(path, lambda folder: sha256_file(_weights_file(folder)))
+    """SHA-256 of the weights file that load_model would read from, or of several, as hexadecimal digits."""
+    return _undisturbed(path, lambda folder: Weights(folder, ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS).hash())
 
 
 def model_folder(path: str | Path) -> Path:
@@ -136,7 +130,7 @@ def model_folder(path: str | Path) -> Path:
             near = did_you_mean(folder.name, names, str(folder).removesuffix(folder.name))
         raise ModelError(f"{path}: no such file or folder{near}")
     if folder.is_file():
-        _refuse_pickle(folder)
+        refuse_pickle(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
     for place in (folder, standing(folder / "model")):
         if (place / CONFIG).is_file() or is_adapter(place):
@@ -144,7 +138,7 @@ def model_folder(path: str | Path) -> Path:
     if (folder / "config.toml").is_file():
         cure = "resume it: the command that started it, with --resume"
         raise ModelError(f"{path}: a run that has no finished model yet; {cure}")
-    _refuse_pickles(folder)
+    refuse_pickles(folder)
     raise ModelError(f"{path}: holds no model: neither {CONFIG} and {WEIGHTS}, nor a run's model/ folder")
 
 
@@ -177,19 +171,16 @@ def _identity(path: str | Path) -> list[tuple[str, int, int, int]]:
 
 
 def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> LanguageModel:
-    verify_manifest(folder, ModelError, _MEND)
+    verify_manifest(folder, ModelError, MEND)
     source = folder / CONFIG
     values = read_json_object(source, ModelError)
     config = families.read_config(values, source)
     if config.causal and config.n_segments:
         raise ModelError(f"{source}: causal=True with n_segments={config.n_segments}; a GPT reads no segments")
-    file = _weights_file(folder)
+    weights = Weights(folder, WEIGHTS)
     tokenizer = load_tokenizer(folder, verify=False) if any((folder / name).is_file() for name in TOKENIZERS) else None
     _check_tokenizer(tokenizer, config, values, folder)
-    try:
-        model, state = _read_weights(file, config, values, device, dtype)
-    except SafetensorError as error:
-        raise ModelError(f"{file}: not a whole safetensors file ({error}); {_MEND}") from error
+    model, state = _read_weights(weights, config, values, device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tokenizer = tokenizer
     return model.eval()
@@ -208,74 +199,33 @@ def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mappi
         raise ModelError(f"{source}: {fault}; {cure}")
 
 
-def _weights_file(folder: Path) -> Path:
-    """The folder's weights; raises ModelError if they are missing, in several files, or a pickle."""
-    file = folder / (ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS)
-    if file.is_file():
-        _refuse_pickle(file)
-        return file
-    if (folder / _SHARD_INDEX).is_file():
-        raise ModelError(f"{folder}: weights in several files ({_SHARD_INDEX}) are not supported; save them in one")
-    _refuse_pickles(folder)
-    raise ModelError(f"{file}: missing; {_MEND}")
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for entry in sorted(folder.iterdir()):
-        if entry.suffix in _PICKLES:
-            _refuse_pickle(entry)
-
-
-def _refuse_pickle(file: Path) -> None:
-    """Raise ModelError if a file is a pickle, by its name or by how it begins."""
-    if file.suffix not in _PICKLES:
-        with open(file, "rb") as opened:
-            start = opened.read(9)
-        # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
-        if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
-            return
-    cure = f"get the model as {WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
-    raise ModelError(f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; {cure}")
-
-
-def _opened(file: Path) -> safe_open:
-    """The weights file, opened; torch maps it, and says RuntimeError where it is gone, which becomes an OSError."""
-    try:
-        return safe_open(file, framework="pt")
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-
-
 def _read_weights(
-    file: Path, config: TransformerConfig, values: families.Json, device: torch.device, dtype: torch.dtype | None
+    weights: Weights, config: TransformerConfig, values: families.Json, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own."""
-    # Each tensor is mapped and unmapped by itself: the weights are never held twice, and a change of the file
-    # afterwards changes nothing.
-    family = str(values["model_type"])
-    with _opened(file) as opened:
-        present = families.stored_names(family, list(opened.keys()))
-        sizes = {there: list(opened.get_slice(there).get_shape()) for there in present.values()}
-        kinds = {name: opened.get_slice(there).get_dtype() for name, there in present.items()}
+    family, source = str(values["model_type"]), weights.source
+    present = families.stored_names(family, list(weights.sizes))
+    sizes = {name: weights.sizes[there] for name, there in present.items()}
+    kinds = {name: weights.kinds[there] for name, there in present.items()}
     for name, kind in kinds.items():
-        if kind not in _READABLE:
-            there = ", ".join(_READABLE)
-            raise ModelError(f"{file}: {name} is stored as {kind}, which is not supported; there are {there}")
-    model = _on_meta(config, values, {name: sizes[there] for name, there in present.items()}, file)
+        if kind not in READABLE:
+            there = ", ".join(READABLE)
+            raise ModelError(f"{source}: {name} is stored as {kind}, which is not supported; there are {there}")
+    model = _on_meta(config, values, sizes, source)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     plan = families.layout(family, list(shapes))
     wanted = {}
     for stored in plan:
         size = [sum(shapes[name][0] for name in stored.holds), *shapes[stored.holds[0]][1:]]
         wanted[stored.name] = size[::-1] if stored.transposed else size
-    present = _named_once(file, present, families.second_names(family, wanted, tied=config.tied), tied=config.tied)
-    families.check_tensors(file, {name: sizes[there] for name, there in present.items()}, wanted, CONFIG, _MEND)
+    present = _named_once(weights, present, families.second_names(family, wanted, tied=config.tied), tied=config.tied)
+    sizes = {name: weights.sizes[there] for name, there in present.items()}
+    families.check_tensors(source, sizes, wanted, CONFIG, MEND)
     for kind in kinds.values() if dtype is None else ():
-        dtype = torch.promote_types(dtype or torch.float32, _READABLE[kind])
+        dtype = torch.promote_types(dtype or torch.float32, READABLE[kind])
     state = {}
     for stored in plan:
-        with _opened(file) as opened:
-            tensor = opened.get_tensor(present[stored.name])
+        tensor = weights.read(present[stored.name])
         rows = (tensor.T if stored.transposed else tensor).split([shapes[name][0] for name in stored.holds])
         for name, part in zip(stored.holds, rows, strict=True):
             state[name] = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
@@ -286,31 +236,31 @@ def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.S
     """The model without memory for its weights, with the heads whose tensors are among those of these sizes."""
     source = file.parent / CONFIG
     if config.n_layers > (n := len(sizes)):  # before a config that lies makes billions of layers
-        raise ModelError(f"{file}: {n} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {_MEND}")
+        raise ModelError(f"{file}: {n} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {MEND}")
     heads = families.heads_of(values, sizes)
     for head, name in (("nsp", "next-sentence head"), ("sequence", "classifier of texts")):
         if head in heads and "pooler" not in heads and not config.causal:
-            raise ModelError(f"{file}: holds a {name}, but lacks the pooler that it stands on; {_MEND}")
+            raise ModelError(f"{file}: holds a {name}, but lacks the pooler that it stands on; {MEND}")
     outputs = [size[0] for name, size in sizes.items() if name.endswith(_OUTPUTS)]
     labels = families.read_labels(values, (outputs or [1])[-1], source) if {"sequence", "tokens"} & set(heads) else None
     try:
         with on_meta():
             return GPT(config) if config.causal else BERT(config, heads=heads, labels=labels)
     except RuntimeError as error:
-        raise ModelError(f"{source}: sizes that no tensor can have; {_MEND}") from error
+        raise ModelError(f"{source}: sizes that no tensor can have; {MEND}") from error
 
 
-def _named_once(file: Path, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
+def _named_once(weights: Weights, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
     """`present` without second names; a tied model's file may hold one tensor twice, but not two tensors."""
     present = dict(present)
     for second, first in twice.items():
         if (there := present.pop(second, None)) is None:
             continue
         if tied and first in present:
-            with _opened(file) as opened:
-                one, other = opened.get_tensor(there), opened.get_tensor(present[first])
+            one, other = weights.read(there), weights.read(present[first])
             if one.dtype != other.dtype or not torch.equal(one, other):
-                raise ModelError(f"{file}: {second} is not {first}, though {CONFIG} ties them (tie_word_embeddings)")
+                fault = f"{second} is not {first}, though {CONFIG} ties them (tie_word_embeddings)"
+                raise ModelError(f"{weights.source}: {fault}")
         else:
             present[first] = there
     return present

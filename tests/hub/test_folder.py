@@ -260,7 +260,7 @@ def test_what_holds_no_model_is_told_apart(tmp_path: Path, folder: Path) -> None
     os.rename(folder / WEIGHTS, folder / "model-00001-of-00002.safetensors")
     refused(folder, f"{WEIGHTS}: missing")
     (folder / f"{WEIGHTS}.index.json").touch()
-    refused(folder, "weights in several files")
+    refused(folder, f"{WEIGHTS}.index.json: cannot be read as JSON")
 
 
 def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_an_error_while_saving_leaves_the_old_folder(folder: Path, monkeypatch: 
 
 def test_weights_that_vanish_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch, not Python, opens the file to map it, with an error of its own; a second look then tells what is gone."""
-    monkeypatch.setattr("nlpstack.hub.folder.safe_open", vanishing)
+    monkeypatch.setattr("nlpstack.hub.weights.safe_open", vanishing)
     with pytest.raises(ModelError, match=r"model.safetensors: missing"):
         load_model(folder)
 
