@@ -149,8 +149,10 @@ class Trainer:
         means = self.accumulate(micro_batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         *values, size = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
+        if self.optim.clip and size > 0.999 * self.optim.clip:  # else every gradient would be multiplied by 1
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim.clip, norm)
         updated = all(map(math.isfinite, (*values, size))) and self._update(sum(values), micro_batches)
         self.scaler.update()
         step, losses = self.state.step + 1, dict(zip(means, values, strict=True))
