@@ -11,6 +11,7 @@ from sphinx.util.logging import getLogger
 sys.path.insert(0, str(Path(__file__).parent))
 from draw_results import RESULTS, fill_pictures
 from generate_config import fill_page, source_files
+from generate_models import fill_models
 
 from nlpstack import __version__
 
@@ -60,7 +61,7 @@ def _block(self: object, node: nodes.Element) -> None:
 
 def _generate(app: Sphinx, name: str, source: list[str]) -> None:
     """Fill in what a page takes from the code and the results, and build the page again when these change."""
-    filled = fill_pictures(fill_page(source[0]))
+    filled = fill_models(fill_pictures(fill_page(source[0])))
     if filled != source[0]:
         source[0] = filled
         for path in (*source_files(), RESULTS):

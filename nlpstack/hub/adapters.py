@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
-from nlpstack.hub.families import Json, check_tensors, family_of, layout, model_heads, stored_names
+from nlpstack.hub.families import Json, bare_prefix, check_tensors, family_of, layout, model_heads, stored_names
 from nlpstack.hub.tensors import read_tensors
 from nlpstack.model import BERT, LanguageModel
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
@@ -47,13 +47,15 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
     base, base_sha256 = model.base
     heads = model_heads(model)
     family = family_of(model.config, heads)
-    linears = _linear_names(model, family)
+    prefix = bare_prefix(model.config, heads)
+    linears = {name.removeprefix(prefix): ours for name, ours in _linear_names(model, family).items()}
     tensors, sizes = _to_peft(model, linears)
-    trained, saved = trainable_state(model), set()
-    plain = [name.replace(".base.", ".") for name in model.state_dict() if not name.endswith(tuple(_PARTS.values()))]
+    state, trained, saved = model.state_dict(), trainable_state(model), set()
+    plain = [name.replace(".base.", ".") for name in state if not name.endswith(tuple(_PARTS.values()))]
     for stored in layout(family, plain):
-        if stored.holds[0] in trained:
-            tensors[_ROOT + stored.name] = trained[stored.holds[0]].cpu().contiguous()
+        # PEFT wants the classifier of SEQ_CLS and TOKEN_CLS there, trained or not.
+        if stored.holds[0] in trained or stored.name.startswith("classifier."):
+            tensors[_ROOT + stored.name.removeprefix(prefix)] = state[stored.holds[0]].cpu().contiguous()
             # PEFT knows what is saved whole by the head it belongs to.
             saved.add("pooler" if ".pooler." in stored.name else stored.name.partition(".")[0])
     first = next(iter(wrapped.values()))  # they are all alike but for their size
@@ -264,10 +266,12 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
         raise ModelError(f"{read.file}: its heads {', '.join(heads)} do not fit the base") from error
     state = model.state_dict()
     kept = {name: tensor for name, tensor in base.state_dict().items() if name in state}
+    prefix, device = bare_prefix(model.config, heads), base.transformer.tokens.weight.device
     brought = {
-        stored.holds[0]: read.tensors.pop(stored.name).to(base.transformer.tokens.weight.device)
+        stored.holds[0]: read.tensors.pop(name).to(device)
         for stored in layout(family_of(model.config, heads), list(state))
-        if stored.name in read.tensors
+        for name in (stored.name, stored.name.removeprefix(prefix))
+        if name in read.tensors
     }
     _check(brought, {name: tensor for name, tensor in state.items() if name not in kept or name in brought}, read.file)
     model.load_state_dict({**kept, **brought}, strict=True, assign=True)

@@ -43,6 +43,7 @@ class Family:
 
 _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))
 _INERT, _OFF = frozenset(_TABLES["any"]["inert"].split()), _TABLES["any"]["off"]
+_ROPES: dict[str, dict[str, str]] = _TABLES["any"]["ropes"]
 FAMILIES = {name: Family(**table) for name, table in _TABLES.items() if name != "any"}
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
@@ -70,6 +71,12 @@ def _fits(family: Family, config: TransformerConfig) -> bool:
     enough = all(getattr(config, name) >= least for name, least in family.least.items())
     pad = config.position_offset <= config.vocab_size
     return same and enough and grouped and pad and config.activation in family.activations.values()
+
+
+def bare_prefix(config: TransformerConfig, heads: tuple[Head, ...]) -> str:
+    """What files of BertModel and RobertaModel leave out of tensor names; nothing of a model with a head."""
+    family = FAMILIES.get(family_of(config, heads))
+    return family.prefix if family and not config.causal and set(heads) <= {"pooler"} else ""
 
 
 def write_config(config: TransformerConfig, heads: tuple[Head, ...] = (), labels: Labels | None = None) -> Json:
@@ -100,8 +107,10 @@ def _family_values(family: Family, config: TransformerConfig) -> Json:
         fields["position_offset"] = config.position_offset - 1
     values = {name: fields[ours] for name, ours in family.keys.items()} | family.fixed
     if "rope_theta" in family.keys:
-        plain = {"rope_theta": config.rope_theta, "rope_type": "default"}
-        values |= {"head_dim": config.head_dim, "rope_parameters": plain}
+        kind = "llama3" if config.rope_original else "linear" if config.rope_factor != 1 else "default"
+        rope = {theirs: fields[ours] for theirs, ours in _ROPES[kind].items()}
+        rope |= {"rope_theta": config.rope_theta, "rope_type": kind}
+        values |= {"head_dim": config.head_dim, "rope_parameters": rope}
     return values
 
 
@@ -126,12 +135,11 @@ def read_config(values: Mapping[str, object], source: Path) -> TransformerConfig
 def _family_config(family: Family, values: Mapping[str, object], source: Path) -> TransformerConfig:
     """The shape that the family's keys alone ask for."""
     given = {key: value for key, value in values.items() if value is not None and key != OWN}
-    if "rope_theta" in family.keys:
-        given = _plain_rope(given, source)
+    given, rope = _rope(given, source) if "rope_theta" in family.keys else (given, {})
     given = {name: family.defaults.get(name) for name in family.keys} | given
     if missing := [name for name, value in given.items() if value is None and name not in family.optional]:
         raise ModelError(f"{source}: {', '.join(missing)} missing; copy the file again")
-    fields = {**family.shape, **(_after_pad(given, source) if "pad_token_id" in family.keys else {})}
+    fields = {**family.shape, **rope, **(_after_pad(given, source) if "pad_token_id" in family.keys else {})}
     names: dict[str, str] = {}  # our field -> the first of their keys for it
     for name, ours in family.keys.items():
         if given[name] is not None:
@@ -180,20 +188,31 @@ def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source:
         raise ModelError(f"{source}: {name}={value!r} is not supported; {cure}")
 
 
-def _plain_rope(given: Json, source: Path) -> Json:
-    """The keys with rope_theta in its old place, whether it stood there or in rope_parameters or rope_scaling."""
-    given = dict(given)
+def _rope(given: Json, source: Path) -> tuple[Json, Json]:
+    """The keys with rope_theta in its old place, whether it stood there or in rope_parameters or rope_scaling.
+
+    And our fields for how these say that wavelengths are stretched.
+    """
+    given, fields = dict(given), dict[str, object]()
     for place in ("rope_parameters", "rope_scaling"):
         asked = given.pop(place, {})
         if not isinstance(asked, dict):
             raise ModelError(f"{source}: {place}={asked!r} is not an object")
+        kinds = {key: asked[key] for key in ("type", "rope_type") if asked.get(key) is not None}
+        kind = next(iter(kinds.values()), "default")
+        if wrong := [key for key, value in kinds.items() if value != kind or value not in [*_ROPES]]:
+            there = f"there are {', '.join(_ROPES)}"
+            raise ModelError(f"{source}: {place}.{wrong[0]}={kinds[wrong[0]]!r} is not supported; {there}")
         for key, value in asked.items():
             if key == "rope_theta":
                 if given.setdefault(key, value) != value:
                     raise ModelError(f"{source}: {place}.rope_theta={value!r}, but rope_theta={given[key]!r}")
-            elif value not in ({"rope_type": "default", "type": "default"}.get(key, _OFF.get(key)), None):
-                raise ModelError(f"{source}: {place}.{key}={value!r} is not supported; plain rotary positions are")
-    return given
+            elif key not in {*_ROPES[kind], *kinds} and value not in (_OFF.get(key), None):
+                raise ModelError(f"{source}: {place}.{key}={value!r} is not supported with the type {kind!r}")
+        if missing := [key for key in _ROPES[kind] if asked.get(key) is None]:
+            raise ModelError(f"{source}: {place} of the type {kind!r} lacks {', '.join(missing)}; copy the file again")
+        fields |= {ours: asked[theirs] for theirs, ours in _ROPES[kind].items()}
+    return given, fields
 
 
 def _validated(fields: Mapping[str, object], names: Mapping[str, str], source: Path) -> TransformerConfig:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 CONFIG = "config.json"
 CARD = "README.md"
-TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt")  # any of these: the folder has a tokenizer
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt", "vocab.json")  # any of these: there is a tokenizer
 _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # of our format and the families'
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
 
@@ -77,9 +77,7 @@ def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, families
     if not model.config.tied:
         for second, first in families.second_names(family, tensors, tied=False).items():
             tensors[second] = tensors[first].clone()
-    # The files of BertModel and RobertaModel have the names of the core alone.
-    bare = isinstance(model, BERT) and set(model.heads) <= {"pooler"}
-    prefix = families.FAMILIES[family].prefix if bare and family in families.FAMILIES else ""
+    prefix = families.bare_prefix(model.config, families.model_heads(model))
     return texts, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -1,16 +1,37 @@
 """Where a token stands: rotary and sinusoidal positions, computed when asked for, so that nothing is stored."""
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+class Stretch(NamedTuple):
+    """How much longer than plain ones rotary wavelengths are, for a longer context than was trained first."""
+
+    factor: float = 1.0
+    original: int = 0  # tokens of the first context; 0: all wavelengths are stretched by the factor
+    low: float = 1.0  # a wave that fits it so often, or less, is stretched in full
+    high: float = 4.0  # and one that fits so often, or more, not at all
+
+
+_PLAIN = Stretch()
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, stretch: Stretch = _PLAIN) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each (..., head_dim / 2) in fp32, for integer positions (...).
 
-    Su et al. 2021, RoFormer, section 3.2.2: frequency i is theta^(-2i / head_dim).
+    Su et al. 2021, RoFormer, section 3.2.2: frequency i is theta^(-2i / head_dim). Stretched as a whole: Chen et al.
+    2023, Position Interpolation; the more the longer a wave is: Llama 3.1, as transformers computes it.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.to(torch.float32)[..., None] * (1.0 / theta**exponents)  # (..., K / 2)
+    frequencies = 1.0 / theta**exponents
+    if stretch.factor != 1:
+        times = stretch.original * frequencies / (2 * math.pi)  # that a wave fits the first context
+        kept = ((times - stretch.low) / (stretch.high - stretch.low)).clamp(0, 1)  # 0 where there is none
+        frequencies = kept * frequencies + (1 - kept) * frequencies / stretch.factor
+    angles = positions.to(torch.float32)[..., None] * frequencies  # (..., K / 2)
     return angles.cos(), angles.sin()
 
 

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nlpstack.model.kernels import Linear, drop, fused_attention, plain_attention
-from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
+from nlpstack.model.positions import Stretch, rotary_angles, rotate, sinusoidal
 
 if TYPE_CHECKING:
     from nlpstack.model.kv_cache import KVCache
@@ -34,6 +34,10 @@ class TransformerConfig:
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
     position_offset: int = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
     rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
+    rope_factor: float = 1.0  # all wavelengths are so many times longer, for a longer context than was trained first
+    rope_original: int = 0  # tokens of that first context: only long wavelengths are stretched, as in Llama 3; 0: all
+    rope_low: float = 1.0  # with rope_original: a wave that fits that context so often, or less, is stretched in full
+    rope_high: float = 4.0  # and one that fits so often, or more, not at all
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
     norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
     pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
@@ -64,6 +68,9 @@ class TransformerConfig:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.norm_eps <= 0 or self.rope_theta <= 0:
             raise ValueError("norm_eps and rope_theta must be above 0")
+        if self.rope_factor <= 0 or self.rope_original < 0 or not 0 <= self.rope_low < self.rope_high:
+            ropes = f"rope_original={self.rope_original}, rope_low={self.rope_low}, rope_high={self.rope_high}"
+            raise ValueError(f"rope_factor={self.rope_factor} must be above 0, and {ropes} in order, from 0 on")
         return self
 
     @property
@@ -75,6 +82,11 @@ class TransformerConfig:
     def kv_heads(self) -> int:
         """Number of key/value heads."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def stretch(self) -> Stretch:
+        """That of rotary wavelengths."""
+        return Stretch(self.rope_factor, self.rope_original, self.rope_low, self.rope_high)
 
     @property
     def hidden_dim(self) -> int:
@@ -249,7 +261,7 @@ class Transformer(nn.Module):
         x = self._embed(tokens, positions, segments)  # (B, T, D)
         rotary = None
         if self.config.positions == "rotary":
-            cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+            cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.stretch)
             rotary = cos[..., None, :, :], sin[..., None, :, :]  # (B, 1, T, K / 2) or (1, T, K / 2)
         attends = attention_mask(
             causal=self.config.causal, n_new=n_new, n_keys=n_cached + n_new, mask=full_mask, device=tokens.device

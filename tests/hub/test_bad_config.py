@@ -23,6 +23,11 @@ CONFIGS = {
     "nlpstack": write_config(TransformerConfig(vocab_size=64, max_seq_len=16, positions="sinusoidal")),
 }
 
+ROPE = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 8,
+}
+
 
 @pytest.mark.parametrize(
     ("family", "change", "message"),
@@ -55,8 +60,27 @@ CONFIGS = {
         ("llama", {"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
         ("llama", {"head_dim": 16}, "head_dim=16 is not supported; with the other values it has to be 8"),
         ("llama", {"sliding_window": 4096}, "does not know sliding_window=4096"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type='linear' is not supported"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type='llama3' is not supported"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling.type='yarn' is not supported"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of the type 'linear' lacks factor"),
+        ("llama", {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "rope_type='llama3' is not supported"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0.0}}, "rope_factor=0.0 must be above 0"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": "2"}},
+            "rope_factor='2': Input should be a valid number",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}, r"rope_parameters.rope_type=\['llama3'\] is not"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "lacks original_max_position_embeddings",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {**ROPE, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+            "in order, from 0 on",
+        ),
+        ("llama", {"rope_parameters": {**ROPE, "attention_factor": 2.0}}, "attention_factor=2.0 is not supported with"),
         ("llama", {"rope_parameters": {"factor": 8.0}}, "rope_parameters.factor=8.0 is not supported"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 is not supported"),
         ("llama", {"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 6.0}, "rope_theta=5.0, but rope_theta=6.0"),
@@ -156,7 +180,8 @@ def test_a_gpt_is_causal_whatever_is_decoder_says(family: str) -> None:
 def test_a_table_speaks_of_fields_and_keys_that_are_there(family: Family) -> None:
     fields = set(TransformerConfig.__dataclass_fields__)
     untold = fields - {*family.keys.values(), *family.shape}
-    assert untold <= {"rope_theta", "n_kv_heads", "dropout"}  # what the family knows nothing of
+    ropes = {"rope_theta", "rope_factor", "rope_original", "rope_low", "rope_high"}
+    assert untold <= ropes | {"n_kv_heads", "dropout"}  # what the family knows nothing of
     assert {*family.keys.values(), *family.shape, *family.least} <= fields
     assert {*family.defaults, *family.optional} < family.keys.keys()
     assert not family.defaults.keys() & set(family.optional)

@@ -43,6 +43,14 @@ THEIRS = {
     "llama-tied": LlamaConfig(**LLAMA, tie_word_embeddings=True),
     "llama-grouped": LlamaConfig(**LLAMA, num_key_value_heads=2),
     "llama-one-kv-head": LlamaConfig(**LLAMA, num_key_value_heads=1, tie_word_embeddings=True),
+    "llama-linear": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}),
+    "llama-3": LlamaConfig(
+        **LLAMA,
+        rope_parameters={
+            **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "original_max_position_embeddings": 24},
+            **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        },
+    ),
     "llama-odd": LlamaConfig(
         **LLAMA, rms_norm_eps=1e-3, rope_parameters={"rope_type": "default", "rope_theta": 500.0}, head_dim=12
     ),
@@ -56,6 +64,8 @@ OURS = {
     "llama": replace(SMALL, **LLAMA_SHAPE),
     "llama-untied": replace(SMALL, **LLAMA_SHAPE, tied=False, n_kv_heads=2, dropout=0.1, ffn_dim=100),
     "llama-odd": replace(SMALL, **LLAMA_SHAPE, n_kv_heads=4, norm_eps=1e-3, rope_theta=500.0),
+    "llama-linear": replace(SMALL, **LLAMA_SHAPE, rope_factor=2.5),
+    "llama-3": replace(SMALL, **LLAMA_SHAPE, rope_theta=5e5, rope_factor=8.0, rope_original=24, rope_high=3.0),
 }
 OUTSIDE = {
     "sinusoidal": replace(SMALL, positions="sinusoidal"),
