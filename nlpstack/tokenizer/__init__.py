@@ -5,7 +5,7 @@ from pathlib import Path
 from nlpstack.errors import ModelError
 from nlpstack.files import standing, verify_manifest
 from nlpstack.tokenizer.base import Tokenizer, TokenizerConfig
-from nlpstack.tokenizer.published import JSON_FILE, VOCAB_FILE, PublishedTokenizer
+from nlpstack.tokenizer.published import FILES, PublishedTokenizer
 from nlpstack.tokenizer.sentencepiece import MODEL_FILE, ForeignModelError, SentencePieceTokenizer
 from nlpstack.tokenizer.training import train_tokenizer
 
@@ -15,20 +15,20 @@ __all__ = ["SentencePieceTokenizer", "Tokenizer", "TokenizerConfig", "load_token
 def load_tokenizer(path: str | Path, *, verify: bool = True) -> Tokenizer:
     """The tokenizer of a tokenizer folder, a model folder, a run folder, or a .model file.
 
-    In a folder, tokenizer.model counts if nlpstack made it, else tokenizer.json, else vocab.txt. The folder's manifest,
-    if it has one, is checked first, unless the caller just did that (`verify=False`).
+    In a folder, tokenizer.model counts if nlpstack made it, else tokenizer.json, else vocab.txt, else vocab.json with
+    merges.txt. The folder's manifest, if it has one, is checked first, unless the caller just did (`verify=False`).
     """
     path = standing(Path(path))
     if path.suffix == ".model" and not path.is_dir():
         return _from_model_file(path)
     inner = standing(path / "model")
-    here = any((path / name).is_file() for name in (MODEL_FILE, JSON_FILE, VOCAB_FILE))
+    here = any((path / name).is_file() for name in (MODEL_FILE, *FILES))
     folder = inner if inner.is_dir() and not here else path
     if not folder.is_dir():
         raise ModelError(f"{path}: is no folder; give a tokenizer, model or run folder, or a .model file")
     if verify:
         verify_manifest(folder, ModelError, "copy the folder again or write it again")
-    published = any((folder / name).is_file() for name in (JSON_FILE, VOCAB_FILE))
+    published = any((folder / name).is_file() for name in FILES)
     if (folder / MODEL_FILE).is_file() or not published:
         try:
             return _from_model_file(folder / MODEL_FILE)

@@ -13,7 +13,8 @@ from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object
 from nlpstack.tokenizer.base import BYTE_PIECES, ROLES, SPACE, Tokenizer, check_ids, utf8
 
-JSON_FILE, VOCAB_FILE = "tokenizer.json", "vocab.txt"
+JSON_FILE, VOCAB_FILE, BPE_FILE, _MERGES = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
+FILES = (JSON_FILE, VOCAB_FILE, BPE_FILE)  # the first that a folder has counts
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 # What their tokens are called where no file says it: in BERT; RoBERTa and Llama; GPT-2.
@@ -27,20 +28,26 @@ _MEND = "copy the folder again"
 
 
 class PublishedTokenizer(Tokenizer):
-    """The tokenizer.json or vocab.txt of a folder; a special token's spelling in a text is plain text."""
+    """The tokenizer.json, vocab.txt or vocab.json with merges.txt of a folder.
+
+    A special token's spelling in a text is plain text.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read a folder's files; raises ModelError if they make no tokenizer or the library is missing."""
-        names = (JSON_FILE, VOCAB_FILE, *_SETTINGS)
-        self._files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-        file = folder / (JSON_FILE if JSON_FILE in self._files else VOCAB_FILE)
-        data = self._files[file.name]
+        file = next(folder / name for name in FILES if (folder / name).is_file())
+        names = (JSON_FILE, VOCAB_FILE) if file.name != BPE_FILE else (BPE_FILE, _MERGES)
+        self._files = {n: (folder / n).read_bytes() for n in (*names, *_SETTINGS) if (folder / n).is_file()}
+        data = self._files[file.name] + self._files.get(_MERGES, b"")
         said = [read_json_object(folder / name, ModelError) for name in _SETTINGS if name in self._files]
         if file.name == JSON_FILE:
             spec = json.loads(_library(file, data).to_str())  # with nothing left out
             marked = {token["content"] for token in spec["added_tokens"] if token["special"]}
             vocabulary = dict(spec["model"]["vocab"])  # of a table, or a unigram model's list of pairs with scores
             roles = _role_tokens(said, marked or vocabulary)
+        elif file.name == BPE_FILE:
+            pieces, marked = list(read_json_object(file, ModelError)), set[str]()
+            roles, spec = _role_tokens(said, pieces), _byte_bpe_spec(file, self._files.get(_MERGES))
         else:
             pieces, marked = _lines(file, data), set[str]()
             roles = _role_tokens(said, pieces)
@@ -160,6 +167,26 @@ def _lines(file: Path, data: bytes) -> list[str]:
         if count > 1:
             raise ModelError(f"{file}:{lines.index(piece) + 1}: {piece!r} stands in the file {count} times; {_MEND}")
     return lines
+
+
+def _byte_bpe_spec(file: Path, merges: bytes | None) -> dict[str, Any]:
+    """The tokenizer.json that the vocab.json and merges.txt of GPT-2 and RoBERTa stand for."""
+    beside, vocabulary = file.with_name(_MERGES), read_json_object(file, ModelError)
+    if merges is None:
+        raise ModelError(f"{beside}: missing, though {file.name} is there; {_MEND}")
+    pairs = []
+    for number, line in enumerate(merges.decode(errors="replace").split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        if len(pair := line.removesuffix("\r").split(" ")) != 2:
+            raise ModelError(f"{beside}:{number}: wanted two pieces that are merged, found {line!r:.60}; {_MEND}")
+        for piece in (*pair, "".join(pair)):
+            if piece not in vocabulary:
+                raise ModelError(f"{beside}:{number}: {piece!r} is no piece of {file.name}; {_MEND}")
+        pairs.append(pair)
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "unk_token": None, "vocab": vocabulary, "merges": pairs}
+    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": level, "decoder": level, "model": model}
 
 
 def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def plain(theirs) -> object:
 
 def write(folder: Path, **files: object) -> Path:
     """A folder with files named by their stem; what is no text becomes JSON."""
-    names = {"vocab": "vocab.txt"}
+    names = {"vocab": "vocab.txt", "pieces": "vocab.json", "merges": "merges.txt"}
     folder.mkdir(parents=True, exist_ok=True)
     for stem, value in files.items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -114,7 +114,18 @@ def roberta(gpt2_library, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("roberta"), tokenizer=spec)
 
 
-@pytest.fixture(scope="session", params=["bert", "minilm json", "minilm vocab", "gpt2", "roberta"])
+def as_merges(folder: Path, made: Path) -> Path:
+    """The same vocabulary as GPT-2 and RoBERTa were first published: vocab.json and merges.txt."""
+    spec = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = spec["model"]["vocab"] | {token["content"]: token["id"] for token in spec["added_tokens"]}
+    lines = ["#version: 0.2", *(pair if isinstance(pair, str) else " ".join(pair) for pair in spec["model"]["merges"])]
+    return write(made, pieces=pieces, merges="\n".join(lines) + "\n")
+
+
+@pytest.fixture(
+    scope="session",
+    params=["bert", "minilm json", "minilm vocab", "gpt2", "roberta", "gpt2 merges", "roberta merges"],
+)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """Our reading of a folder, and that of `transformers`."""
     name, _, part = request.param.partition(" ")
@@ -122,6 +133,10 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if part == "vocab":
         texts = {stem: (folder / f"{stem}.json").read_text() for stem in ("tokenizer_config", "special_tokens_map")}
         folder = write(tmp_path_factory.mktemp("vocab"), vocab=(folder / "vocab.txt").read_text("utf-8"), **texts)
+    if part == "merges":
+        folder = as_merges(folder, tmp_path_factory.mktemp("merges"))
+        kind = {"gpt2": transformers.GPT2TokenizerFast, "roberta": transformers.RobertaTokenizerFast}[name]
+        return opened(folder), plain(kind.from_pretrained(folder))
     if (folder / "tokenizer.json").is_file():
         theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     else:
@@ -171,6 +186,23 @@ def test_bert_and_roberta_roles(minilm: Path, bert: Path, roberta: Path, gpt2: P
     tokenizer = opened(gpt2)
     assert [getattr(tokenizer, f"{role}_id") for role in ROLES] == [None, None, 50256, 50256, None, None, None]
     assert (tokenizer.vocab_size, tokenizer.mask_token) == (50257, None)
+
+
+def test_merges_make_the_tokenizer_of_the_tokenizer_json(gpt2: Path, tmp_path: Path) -> None:
+    folder = as_merges(gpt2, tmp_path / "gpt2")
+    tokenizer, known = load_tokenizer(folder), opened(gpt2)
+    assert [getattr(tokenizer, f"{role}_id") for role in ROLES] == [getattr(known, f"{role}_id") for role in ROLES]
+    assert (tokenizer.vocab_size, tokenizer.special_ids) == (50257, {50256})
+    tokenizer.save(tmp_path / "copy")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == {
+        name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")
+    }
+    assert load_tokenizer(tmp_path / "copy").hash == tokenizer.hash
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "merges.txt").write_text("".join(merges[:-1]), encoding="utf-8")
+    assert load_tokenizer(folder).hash != tokenizer.hash
+    (folder / "merges.txt").write_text("".join(merges).replace("\n", "\r\n"), encoding="utf-8", newline="")
+    assert [load_tokenizer(folder).encode(text) for text in TEXTS] == [known.encode(text) for text in TEXTS]
 
 
 def test_byte_level_pieces_give_the_bytes_of_any_text(gpt2: Path) -> None:
@@ -397,6 +429,15 @@ def test_a_byte_level_bpe_needs_no_unknown_token(tmp_path: Path) -> None:
             {"tokenizer": byte_pair(), "tokenizer_config": {"pad_token": "!"}},  # a byte that texts need
             "tokenizer.json: lacks the token for what no piece spells",
         ),
+        ({"pieces": {"a": 0}}, "merges.txt: missing, though vocab.json is there"),
+        ({"pieces": "[", "merges": ""}, "vocab.json: cannot be read as JSON"),
+        (
+            {"pieces": {"a": 0, "b": 1}, "merges": "#version: 0.2\na b\n"},
+            "merges.txt:2: 'ab' is no piece of vocab.json",
+        ),
+        ({"pieces": {"a": 0}, "merges": "#version: 0.2\na b c\n"}, "merges.txt:2: wanted two pieces that are merged"),
+        ({"pieces": {"a": 0}, "merges": "#version: 0.2\n"}, "vocab.json: lacks the token for what no piece spells"),
+        ({"pieces": {"a": "x"}, "merges": ""}, "vocab.json: `tokenizers` refuses it"),
         ({"vocab": "a\nb\n"}, "vocab.txt: lacks the token for what no piece spells"),
         (
             {"vocab": vocab("a"), "tokenizer_config": {"mask_token": "<mask>"}},
