@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/generation.py --only warm --process-time --new 16    # on a busy machine
 
 Greedy, prompts of 32 tokens, 256 new ones, weights of the 124M shape as they are before training, from one folder that
-both read. Without --dtypes bf16 is measured where the processor multiplies it fast, else fp32. --quick: a tiny model, few tokens.
+both read. Without --dtypes it is bf16 where the processor multiplies that fast, else fp32. --quick: a tiny model, few
+tokens.
 """
 
 import argparse

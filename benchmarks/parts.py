@@ -1,11 +1,12 @@
 """Parts of a training step beside what they would be otherwise, in turn, in seconds of one thread's processor time.
 
-    python benchmarks/parts.py [--quick] [--only loss attention attention-dropout]
+    python benchmarks/parts.py [--quick] [--only loss attention attention-dropout dropout row]
 
-Processor time of one thread is what other work on a machine disturbs least. Beside the rules of `loss_chunk` and
-`faster_in_training`, in fp32.
+Processor time of one thread is what other work on a machine disturbs least. Beside the rules of nlpstack.model.kernels
+and `loss_chunk`; loss and attention in fp32.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from functools import partial
 
 import pairs
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nlpstack.model.kernels import fused_attention, plain_attention
+from nlpstack.model.kernels import drop, fused_attention, linear, plain_attention
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.train.runtime import keep_freed_memory
 
@@ -47,12 +49,42 @@ def of_attention(quick: bool, p: float = 0.0) -> Iterator[tuple[str, Work, Work]
         yield title, step(plain_attention), step(fused_attention)
 
 
+def of_dropout(quick: bool) -> Iterator[tuple[str, Work, Work]]:
+    """torch's dropout and that of 16 random bits a value, there and back."""
+    n = 1 << (12 if quick else 20)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(n, dtype=dtype, requires_grad=True)
+        along = torch.ones_like(x)
+
+        def step(work: Callable[[Tensor, float], Tensor], x: Tensor = x, along: Tensor = along) -> Work:
+            return lambda: work(x, 0.1).backward(along)
+
+        yield f"dropout of {n:,} values, {dtype}: torch's / ours", step(F.dropout), step(drop)
+
+
+def of_row(quick: bool) -> Iterator[tuple[str, Work, Work]]:
+    """A linear layer of one row in bf16, without gradients, its weights not in a cache."""
+    for n_out, n_in in ((768, 768), (3072, 768), (768, 3072), (50257, 768)):
+        count = 2 if quick else max(2, 2**27 // (n_out * n_in))
+        weights = itertools.cycle([torch.randn(n_out, n_in, dtype=torch.bfloat16) for _ in range(count)])
+        row, bias = torch.randn(1, 1, n_in, dtype=torch.bfloat16), torch.randn(n_out, dtype=torch.bfloat16)
+
+        def step(
+            work: Callable[..., Tensor], weights: Iterator[Tensor] = weights, row: Tensor = row, bias: Tensor = bias
+        ) -> Work:
+            return torch.inference_mode()(lambda: work(row, next(weights), bias))
+
+        yield f"one row in bf16, {n_in} to {n_out}: matrix product / matrix-vector", step(F.linear), step(linear)
+
+
 def main() -> None:
     """Print a row for each part."""
     parts = {
         "loss": of_loss,
         "attention": of_attention,
         "attention-dropout": partial(of_attention, p=0.1),
+        "dropout": of_dropout,
+        "row": of_row,
     }
     options = pairs.parser(__doc__)
     options.add_argument("--only", nargs="+", choices=parts, default=list(parts))
