@@ -43,7 +43,7 @@ class Family:
 
 _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))
 _INERT, _OFF = frozenset(_TABLES["any"]["inert"].split()), _TABLES["any"]["off"]
-_ROPES: dict[str, dict[str, str]] = _TABLES["any"]["ropes"]
+_ROPES: dict[str, list[str]] = _TABLES["any"]["ropes"]
 FAMILIES = {name: Family(**table) for name, table in _TABLES.items() if name != "any"}
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
@@ -107,8 +107,9 @@ def _family_values(family: Family, config: TransformerConfig) -> Json:
         fields["position_offset"] = config.position_offset - 1
     values = {name: fields[ours] for name, ours in family.keys.items()} | family.fixed
     if "rope_theta" in family.keys:
-        kind = "llama3" if config.rope_original else "linear" if config.rope_factor != 1 else "default"
-        rope = {theirs: fields[ours] for theirs, ours in _ROPES[kind].items()}
+        kind = next(kind for kind, keys in _ROPES.items() if len(keys) == len(config.rope_stretch))
+        rope: Json = dict(zip(_ROPES[kind], config.rope_stretch, strict=True))
+        rope |= {key: int(config.rope_stretch[1]) for key in rope if key.startswith("original")}  # tokens
         rope |= {"rope_theta": config.rope_theta, "rope_type": kind}
         values |= {"head_dim": config.head_dim, "rope_parameters": rope}
     return values
@@ -211,7 +212,8 @@ def _rope(given: Json, source: Path) -> tuple[Json, Json]:
                 raise ModelError(f"{source}: {place}.{key}={value!r} is not supported with the type {kind!r}")
         if missing := [key for key in _ROPES[kind] if asked.get(key) is None]:
             raise ModelError(f"{source}: {place} of the type {kind!r} lacks {', '.join(missing)}; copy the file again")
-        fields |= {ours: asked[theirs] for theirs, ours in _ROPES[kind].items()}
+        if _ROPES[kind]:
+            fields["rope_stretch"] = [asked[key] for key in _ROPES[kind]]
     return given, fields
 
 

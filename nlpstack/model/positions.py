@@ -11,7 +11,7 @@ class Stretch(NamedTuple):
     """How much longer than plain ones rotary wavelengths are, for a longer context than was trained first."""
 
     factor: float = 1.0
-    original: int = 0  # tokens of the first context; 0: all wavelengths are stretched by the factor
+    original: float = 0  # tokens of the first context; 0: all wavelengths are stretched by the factor
     low: float = 1.0  # a wave that fits it so often, or less, is stretched in full
     high: float = 4.0  # and one that fits so often, or more, not at all
 

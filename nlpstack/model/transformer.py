@@ -34,10 +34,7 @@ class TransformerConfig:
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
     position_offset: int = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
     rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
-    rope_factor: float = 1.0  # all wavelengths are so many times longer, for a longer context than was trained first
-    rope_original: int = 0  # tokens of that first context: only long wavelengths are stretched, as in Llama 3; 0: all
-    rope_low: float = 1.0  # with rope_original: a wave that fits that context so often, or less, is stretched in full
-    rope_high: float = 4.0  # and one that fits so often, or more, not at all
+    rope_stretch: tuple[float, ...] = ()  # of the wavelengths, as Stretch has it: the factor, or as in Llama 3 all four
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
     norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
     pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
@@ -68,9 +65,10 @@ class TransformerConfig:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.norm_eps <= 0 or self.rope_theta <= 0:
             raise ValueError("norm_eps and rope_theta must be above 0")
-        if self.rope_factor <= 0 or self.rope_original < 0 or not 0 <= self.rope_low < self.rope_high:
-            ropes = f"rope_original={self.rope_original}, rope_low={self.rope_low}, rope_high={self.rope_high}"
-            raise ValueError(f"rope_factor={self.rope_factor} must be above 0, and {ropes} in order, from 0 on")
+        factor, original, low, high = self.stretch
+        if len(self.rope_stretch) not in (0, 1, 4) or min(factor, original + 1, low + 1) <= 0 or low >= high:
+            wanted = "[factor] or [factor, first context, low, high], the factor above 0 and low below high"
+            raise ValueError(f"rope_stretch={list(self.rope_stretch)} must be {wanted}")
         return self
 
     @property
@@ -86,7 +84,7 @@ class TransformerConfig:
     @property
     def stretch(self) -> Stretch:
         """That of rotary wavelengths."""
-        return Stretch(self.rope_factor, self.rope_original, self.rope_low, self.rope_high)
+        return Stretch(*self.rope_stretch[:4])
 
     @property
     def hidden_dim(self) -> int:

@@ -63,11 +63,11 @@ ROPE = {
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling.type='yarn' is not supported"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of the type 'linear' lacks factor"),
         ("llama", {"rope_scaling": {"type": "linear", "rope_type": "llama3"}}, "rope_type='llama3' is not supported"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 0.0}}, "rope_factor=0.0 must be above 0"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 0.0}}, r"rope_stretch=\[0.0\] must be"),
         (
             "llama",
             {"rope_scaling": {"type": "linear", "factor": "2"}},
-            "rope_factor='2': Input should be a valid number",
+            r"rope_stretch=\['2'\]: Input should be a",
         ),
         ("llama", {"rope_parameters": {"rope_type": ["llama3"]}}, r"rope_parameters.rope_type=\['llama3'\] is not"),
         (
@@ -78,7 +78,7 @@ ROPE = {
         (
             "llama",
             {"rope_parameters": {**ROPE, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
-            "in order, from 0 on",
+            "and low below high",
         ),
         ("llama", {"rope_parameters": {**ROPE, "attention_factor": 2.0}}, "attention_factor=2.0 is not supported with"),
         ("llama", {"rope_parameters": {"factor": 8.0}}, "rope_parameters.factor=8.0 is not supported"),
@@ -180,8 +180,7 @@ def test_a_gpt_is_causal_whatever_is_decoder_says(family: str) -> None:
 def test_a_table_speaks_of_fields_and_keys_that_are_there(family: Family) -> None:
     fields = set(TransformerConfig.__dataclass_fields__)
     untold = fields - {*family.keys.values(), *family.shape}
-    ropes = {"rope_theta", "rope_factor", "rope_original", "rope_low", "rope_high"}
-    assert untold <= ropes | {"n_kv_heads", "dropout"}  # what the family knows nothing of
+    assert untold <= {"rope_theta", "rope_stretch", "n_kv_heads", "dropout"}  # what the family knows nothing of
     assert {*family.keys.values(), *family.shape, *family.least} <= fields
     assert {*family.defaults, *family.optional} < family.keys.keys()
     assert not family.defaults.keys() & set(family.optional)

@@ -64,8 +64,8 @@ OURS = {
     "llama": replace(SMALL, **LLAMA_SHAPE),
     "llama-untied": replace(SMALL, **LLAMA_SHAPE, tied=False, n_kv_heads=2, dropout=0.1, ffn_dim=100),
     "llama-odd": replace(SMALL, **LLAMA_SHAPE, n_kv_heads=4, norm_eps=1e-3, rope_theta=500.0),
-    "llama-linear": replace(SMALL, **LLAMA_SHAPE, rope_factor=2.5),
-    "llama-3": replace(SMALL, **LLAMA_SHAPE, rope_theta=5e5, rope_factor=8.0, rope_original=24, rope_high=3.0),
+    "llama-linear": replace(SMALL, **LLAMA_SHAPE, rope_stretch=(2.5,)),
+    "llama-3": replace(SMALL, **LLAMA_SHAPE, rope_theta=5e5, rope_stretch=(8.0, 24.0, 1.0, 3.0)),
 }
 OUTSIDE = {
     "sinusoidal": replace(SMALL, positions="sinusoidal"),
