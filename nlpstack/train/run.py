@@ -227,7 +227,11 @@ class RunFolder:
     def check_unchanged(self, run: Run) -> None:
         """Raise CheckpointError listing every value that differs from the run's own, but for those that may."""
         then, now = (
-            {f"{name}.{key}": value for name in SECTIONS for key, value in tables.get(name, {}).items()}
+            {
+                f"{name}.{key}": list(value) if isinstance(value, tuple) else value  # as TOML has it
+                for name in SECTIONS
+                for key, value in tables.get(name, {}).items()
+            }
             for tables in (self.record, run.resolved.values())
         )
         free = FREE_VALUES + (LENGTHS if run.config.optim.schedule in OptimConfig.open_ended else ())
