@@ -122,18 +122,16 @@ def _words(task: Classification, train: Sequence[Any], scored: Sequence[Any]) ->
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
 
-    def texts(examples: Sequence[Any]) -> list[str]:
-        return [f"{example.text} {example.text_b or ''}" for example in examples]
-
+    seen, unseen = ([f"{example.text} {example.text_b or ''}" for example in part] for part in (train, scored))
     problem, logistic = task.labels.problem, LogisticRegression(C=10, max_iter=1000)
     kinds: Mapping[str, Any] = {"single": logistic, "multi": OneVsRestClassifier(logistic), "regression": Ridge()}
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
-    known = make_pipeline(words, kinds[problem]).fit(texts(train), np.array([task.label(e) for e in train]))
+    known = make_pipeline(words, kinds[problem]).fit(seen, np.array([task.label(e) for e in train]))
     if problem != "single":
-        yield from ((told,) for told in known.predict(texts(scored)).tolist())
+        yield from ((told,) for told in known.predict(unseen).tolist())
         return
     shares = np.zeros((len(scored), len(task.labels.names)))
-    shares[:, known.classes_] = known.predict_proba(texts(scored))
+    shares[:, known.classes_] = known.predict_proba(unseen)
     for row, example in zip(shares, scored, strict=True):
         yield int(row.argmax()), -math.log(max(row[task.label(example)], 1e-12)), float(row.max())
 

@@ -31,10 +31,7 @@ def compare(first: str | Path, second: str | Path) -> list[dict[str, Any]]:
         if told != other:
             fault = f"not of the same {what} ({told} and {other}), so no score compares"
             raise ConfigError(f"{first} and {second}: {fault}; evaluate both alike, on the same --data and --split")
-    rows = []
-    for name in (name for name in one["metrics"] if name in two["metrics"]):
-        reason = _differs(name, one, two)
-        rows.append({"metric": name, **({"refused": reason} if reason else _compared(name, one, two))})
+    rows = [{"metric": name, **_compared(name, one, two)} for name in one["metrics"] if name in two["metrics"]]
     if all("refused" in row for row in rows):
         reasons = "; ".join(f"{row['metric']}: {row['refused']}" for row in rows) or "none is of both"
         raise ConfigError(f"{first} and {second} share no score that compares; {reasons}")
@@ -73,7 +70,9 @@ def _differs(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
 
 
 def _compared(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is to say of one score."""
+    """What there is to say of one score, which may be why it does not compare."""
+    if reason := _differs(name, one, two):
+        return {"refused": reason}
     values = [result["metrics"][name]["value"] for result in (one, two)]
     then, now = (np.array(result["resampled"][name]["values"], dtype=np.float64) for result in (one, two))
     drawn = (now - then)[~np.isnan(now - then)]

@@ -2,10 +2,12 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from nlpstack.data.batch import by_length, pad_batch
 from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, json_text, mute, text_lines
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import check_output, write_bytes, writing
+from nlpstack.files import check_output, sha256_file, write_bytes, writing
 from nlpstack.metrics.similarity import Vectors, mean_cosine
 from nlpstack.model import GPT, LanguageModel
 from nlpstack.model.heads import mean_pooled
@@ -23,10 +25,10 @@ from nlpstack.start import frame, open_model
 from nlpstack.tasks.labelled import Cut
 from nlpstack.tokenizer.base import utf8
 from nlpstack.train.runtime import session
-from nlpstack.zscore import ZScore, fit_zscore, npz_bytes, read_zscore
 
 POOLINGS = ("mean", "cls", "token")
 _CHUNK = 1024  # texts that are read, and put in order of length, at a time
+_CONSTANT = 1e-6  # a deviation below this share of the mean is fp32's rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,33 @@ class EmbedOptions:
     truncate: bool = False  # cut texts that are longer than the context
     device: str = "auto"  # for a model that is read from a folder
     threads: int | None = None  # None: as many as now
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ZScore:
+    """z-scores: mean and deviation of each dimension over a corpus, as one model, layer and pooling embeds it."""
+
+    mean: np.ndarray  # (D,) fp64
+    deviation: np.ndarray  # (D,) fp64; 0: the dimension is constant, and becomes 0
+    model_sha256: str  # of the core's weights
+    layer: int
+    pooling: str
+    corpus: str
+    corpus_sha256: str
+
+    @property
+    def n_constant(self) -> int:
+        """Dimensions without deviation."""
+        return int((self.deviation == 0).sum())
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """The same shapes in fp32: each dimension minus its mean, over its deviation."""
+        scale = np.where(self.deviation > 0, self.deviation, np.inf)
+        is_list = isinstance(vectors, list)
+        out = [np.empty_like(one, np.float32) for one in vectors] if is_list else np.empty_like(vectors, np.float32)
+        for one, scored in zip(vectors, out, strict=True):  # row by row, so that little is held in fp64
+            scored[:] = (one - self.mean) / scale
+        return out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,17 +122,16 @@ def embed(
             fitted = fit_zscore(blocks, corpus, **encoder.about())
             found = replace(found, zscore=fitted, corpus_cut=encoder.frame.cut)
     before, n_pairs = mean_cosine(vectors)
-    found = replace(found, mean_cosine=before, n_pairs=n_pairs)
+    found = replace(found, mean_cosine=before, n_pairs=n_pairs, out=None if out is None else str(out))
     if found.zscore is not None:
         vectors = found.zscore.apply(vectors)
         found = replace(found, vectors=vectors, mean_cosine_zscored=mean_cosine(vectors)[0])
     if out is not None:
-        found = replace(found, out=str(out))
         if found.zscore is not None and found.zscore is not saved:
             target = Path(f"{Path(out)}.zscore.npz")
             found = replace(found, zscore_out=str(target))
             with writing(target):
-                write_bytes(target, npz_bytes(vars(found.zscore)))
+                write_bytes(target, _packed(vars(found.zscore)))
         with writing(Path(out)):
             write_bytes(Path(out), _packed(vectors))
     return found
@@ -203,10 +231,49 @@ class _Encoder:
         return {"model_sha256": digest.hexdigest(), "layer": self.layer, "pooling": self.options.pooling}
 
 
-def _packed(vectors: Vectors) -> bytes:
-    """A .npy of one row a text, or a .npz of one array a text, numbered from 1."""
-    if isinstance(vectors, list):
-        return npz_bytes({f"line-{number:07}": one for number, one in enumerate(vectors, 1)})
+def fit_zscore(blocks: Iterable[Sequence[np.ndarray]], corpus: Path, **about: Any) -> ZScore:
+    """What is fitted on all vectors (D,), or states (T, D), of a corpus; DataError if no dimension differs in it."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    for block in blocks:
+        for part in [np.stack(block)] if block[0].ndim == 1 else block:  # (n, D)
+            if len(part):
+                scaler.partial_fit(part.astype(np.float64))
+    mean, deviation = scaler.mean_, np.sqrt(scaler.var_)
+    deviation = np.where(deviation > _CONSTANT * np.abs(mean), deviation, 0)
+    if not deviation.any():
+        fault = f"no dimension differs among its {scaler.n_samples_seen_:,} vectors, so there are no z-scores"
+        cure = "give a corpus of many different lines (and, with pooling cls, a layer above 0)"
+        raise DataError(f"{corpus}: {fault}; {cure}")
+    return ZScore(mean=mean, deviation=deviation, corpus=str(corpus), corpus_sha256=sha256_file(corpus), **about)
+
+
+def read_zscore(path: Path, dim: int, **about: Any) -> ZScore:
+    """What was saved; ConfigError if it is of another model, layer or pooling than `about` says."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name: file[name] for name in ZScore.__dataclass_fields__}
+        mean, deviation = (values.pop(name).astype(np.float64) for name in ("mean", "deviation"))
+        saved = {name: value.item() for name, value in values.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        cure = "give what 'nlpstack embed --zscore CORPUS' saved"
+        raise DataError(f"{path}: cannot be read as z-scores ({error}); {cure}") from error
+    if wrong := {k: v for k, v in about.items() if saved[k] != v}:
+        others = ["another model" if k == "model_sha256" else f"{k} {saved[k]}, not {v}" for k, v in wrong.items()]
+        cure = f"fit anew with --zscore {saved['corpus']}"
+        raise ConfigError(f"{path}: was fitted with {' and with '.join(others)}; {cure}")
+    if not (mean.shape == deviation.shape == (dim,) and np.isfinite([mean, deviation]).all() and deviation.min() >= 0):
+        raise DataError(f"{path}: does not hold {dim:,} finite means and deviations; fit anew with --zscore CORPUS")
+    return ZScore(mean=mean, deviation=deviation, **saved)
+
+
+def _packed(arrays: Vectors | Mapping[str, Any]) -> bytes:
+    """A .npy of one row a text, or a .npz of named arrays or of one array a text, numbered from 1."""
     file = io.BytesIO()
-    np.save(file, vectors, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        np.save(file, arrays, allow_pickle=False)
+    else:
+        by_name = {f"line-{n:07}": one for n, one in enumerate(arrays, 1)} if isinstance(arrays, list) else arrays
+        np.savez(file, **by_name)  # no name of ours is that of another option
     return file.getvalue()

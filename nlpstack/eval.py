@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,12 @@ def _evaluate_one(
         scored, started = subject.scored(), time.perf_counter()
         signature = scored.task.signature(model, config, dtype)
         total, done = sum(1 for _ in scored.task.eval_batches(model, scored.data, config)), count(1)
+        with closing(reporter):
 
-        def tick() -> None:
-            reporter.progress(next(done), total, f"batches of {path}")
+            def tick() -> None:
+                reporter.progress(next(done), total, f"batches of {path}")
 
-        try:
             metric = measure(model, scored.task, scored.data, config, device=device, dtype=dtype, tick=tick)
-        finally:
-            reporter.close()
         seconds = time.perf_counter() - started
         told = make_result(metric, scored.task.name, signature, config, options, texts=scored.text)
         baselines = scored.baselines(config) if options.baselines else {}

@@ -139,11 +139,8 @@ def _parameters(model: LanguageModel) -> dict[str, int]:
     config, core = model.config, model.transformer
     total, blocks = count_parameters(model), count_parameters(core.blocks)
     other = blocks + count_parameters(core.norm)
-    heads = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if name.startswith(("mlm_head.", "pooler.", "nsp_head.", "classifier.")) and "decoder" not in name
-    )  # the decoder is an unembedding
+    sizes = {name: p.numel() for name, p in model.named_parameters() if "decoder" not in name}  # it is an unembedding
+    heads = sum(n for name, n in sizes.items() if name.startswith(("mlm_head.", "pooler.", "nsp_head.", "classifier.")))
     return {
         "total": total,
         "embedding": total - other - heads,

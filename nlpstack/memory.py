@@ -157,10 +157,7 @@ def _measure(model: LanguageModel, config: RunConfig, choices: Choices) -> tuple
 
 
 def estimate_memory(model: LanguageModel, config: RunConfig, choices: Choices, *, batch_size: int) -> MemoryEstimate:
-    """What an eager run takes with its choices.
-
-    `model` may stand on the meta device; `batch_size` is in sequences. A compiled run keeps less for the backward pass.
-    """
+    """What an eager run takes (a compiled one keeps less) of `batch_size` sequences a step; a model on meta will do."""
     on_cpu = torch.device(choices.device).type == "cpu"
     own = sum(part.nbytes for part in model.parameters() if part.device.type == "cpu")
     process = _current_memory() - own if on_cpu else 0

@@ -1,4 +1,4 @@
-"""Pictures of losses and attention: PNG by matplotlib (extra `report`), and a page that needs nothing but a browser."""
+"""Pictures of losses and attention, and pages that ask nothing of any other place; matplotlib is the extra `report`."""
 
 import base64
 import io
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nlpstack.errors import DataError
+from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import write_bytes
+from nlpstack.results import listed
 from nlpstack.train.run import LOSS_PICTURE, read_results
 
 if TYPE_CHECKING:
@@ -129,6 +130,35 @@ def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
     except Exception as error:  # whatever matplotlib stumbles over: all else of the run is written
         reason = " ".join(str(error).split())
         note(f"warning: {LOSS_PICTURE} is left out, it could not be drawn ({type(error).__name__}: {reason})")
+
+
+def check_report() -> None:
+    """Raise ConfigError where no page can be made: known before the work."""
+    if not can_draw() or find_spec("jinja2") is None:
+        raise ConfigError(f"--report: needs matplotlib and jinja2; {INSTALL}")
+
+
+def report_page(results: Sequence[Mapping[str, Any]]) -> str:
+    """The HTML page of results as `evaluate` returns them; all that comes from data is escaped."""
+    check_report()
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shown"] = _shown
+    page = environment.from_string(Path(__file__).with_name("report_page.html").read_text(encoding="utf-8"))
+    return page.render(results=[{**one, "listed": list(listed(one)), "losses": _losses(one)} for one in results])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return (" / " if any(" " in str(one) for one in value) else " ").join(map(str, value))  # texts, or tags
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _losses(result: Mapping[str, Any]) -> str:
+    """The picture of a run's losses, a PNG in base64; nothing of what is no run."""
+    run = Path(result["model"])
+    return base64.b64encode(loss_picture(run)).decode() if (run / "metrics.jsonl").exists() else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from nlpstack import embed as module
-from nlpstack import zscore as zscores
 from nlpstack.cli.embed import embed_command
 from nlpstack.embed import Embeddings, EmbedOptions, embed
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -305,9 +304,9 @@ def test_saved_z_scores_give_the_same_again(bert: Path, lines: Path, tmp_path: P
     assert f"z-scores: fitted on {corpus}, saved as {saved}\n" in done.err
     assert "; with z-scores " in done.err
     with np.load(saved, allow_pickle=False) as file:
-        assert set(file.files) == set(zscores.ZScore.__dataclass_fields__)
+        assert set(file.files) == set(module.ZScore.__dataclass_fields__)
         assert (file["layer"].item(), file["pooling"].item(), file["corpus"].item()) == (3, "mean", str(corpus))
-        assert file["corpus_sha256"].item() == zscores.sha256_file(corpus)
+        assert file["corpus_sha256"].item() == module.sha256_file(corpus)
     done = nlpstack(*words, tmp_path / "b.npy", "--zscore", saved)
     assert f"z-scores: fitted on {corpus}\n" in done.err
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
@@ -346,13 +345,13 @@ def test_z_scores_of_another_model_layer_or_pooling_are_refused(bert: Path, line
 def test_a_file_that_holds_no_z_scores_is_refused(bert: Path, lines: Path, tmp_path: Path) -> None:
     embed(bert, lines, EmbedOptions(pooling="token"), out=tmp_path / "tokens.npz")
     (tmp_path / "text.npz").write_text("no zip")
-    np.savez(tmp_path / "objects.npz", **dict.fromkeys(zscores.ZScore.__dataclass_fields__, np.array([{}])))
+    np.savez(tmp_path / "objects.npz", **dict.fromkeys(module.ZScore.__dataclass_fields__, np.array([{}])))
     for name in ("tokens.npz", "text.npz", "objects.npz"):
         with pytest.raises(DataError, match=f"{name}: cannot be read as z-scores"):
             embed(bert, lines, EmbedOptions(zscore=tmp_path / name))
     fitted = embed(bert, lines, EmbedOptions(zscore=lines)).zscore
     for wrong in (replace(fitted, mean=fitted.mean[1:]), replace(fitted, deviation=fitted.deviation * np.nan)):
-        (tmp_path / "wrong.npz").write_bytes(zscores.npz_bytes(vars(wrong)))
+        (tmp_path / "wrong.npz").write_bytes(module._packed(vars(wrong)))
         with pytest.raises(DataError, match=r"wrong\.npz: does not hold 16 finite means and deviations"):
             embed(bert, lines, EmbedOptions(zscore=tmp_path / "wrong.npz"))
 

@@ -185,7 +185,7 @@ def test_the_page_has_tables_and_pictures_and_asks_for_nothing(work: Path) -> No
 def test_a_page_that_cannot_be_made_is_refused_before_the_work(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--report runs: is a folder" in (done := nlpstack("eval", "runs/gpt", "--report", "runs")).fault
     assert "scored" not in done.err
-    monkeypatch.setattr("nlpstack.report_page.find_spec", lambda name: None)
+    monkeypatch.setattr("nlpstack.report.find_spec", lambda name: None)
     fault = nlpstack("eval", "runs/gpt", "--report", "page.html").fault
     assert "--report: needs matplotlib and jinja2; pip install 'nlpstack[report]'" in fault
 

@@ -51,7 +51,7 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
       nlpstack eval --predictions out.txt --references gold.txt --task generation
     """
     from nlpstack.eval import evaluate
-    from nlpstack.report_page import check_report, report_page
+    from nlpstack.report import check_report, report_page
     from nlpstack.results import EvalOptions, failed_gates, parse_gates
     from nlpstack.train.runtime import keep_freed_memory
 
