@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def _training(model: LanguageModel, config: RunConfig | None, choices: Choices |
     if config is None:
         weights = sum(parameter.nbytes for parameter in model.parameters())
         note("no run: how it would be trained is not known, so only the weights are counted")
-        return {"training": None, "bytes": {**{part.name: None for part in fields(MemoryEstimate)}, "weights": weights}}
+        return {"training": None, "bytes": {**dict.fromkeys(MemoryEstimate.__dataclass_fields__), "weights": weights}}
     train, length = config.train, model.config.max_seq_len
     batch_size = train.sequences(length)
     with run_session(config, choices):  # what it loads is part of what the process holds

@@ -87,9 +87,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def loss_picture(run: str | Path) -> bytes:
+def loss_picture(run: Path) -> bytes:
     """A PNG, 800 x 500, of a run's losses over its steps, with the learning rate below and the last scores above."""
-    run = Path(run)
     curves = loss_curves(run / "metrics.jsonl")
     scores = (read_results(run) or {}).get("run", {}).get("val", {})
     last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
