@@ -16,6 +16,8 @@ from nlpstack.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
+Layer = tuple[str, Values]  # the file or flag that gives values, and these
+Schema = Mapping[str, type]  # section -> the class that it is built into
 # Tables of a run's config.toml that say how it came about; a recipe may hold them, and they change nothing.
 RECORDS = ("origin", "choices", "hashes", "versions", "command", "inexact", "start")
 to_toml = tomli_w.dumps  # tables as TOML text
@@ -37,16 +39,13 @@ class Resolved:
         }
 
 
-def resolve(
-    recipe: Path, schema: Mapping[str, type], flags: Mapping[str, Any], overrides: Iterable[str] = ()
-) -> Resolved:
+def resolve(recipe: Path, schema: Schema, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> Resolved:
     """Build the sections of `schema` from a recipe, the flags ("section.key" -> value) and the --set texts.
 
     Precedence: default < extended file < recipe < flag < --set. Raises ConfigError naming value, origin and cure.
     """
     settings = {key: value for text in overrides for key, value in parse_override(text).items()}
-    given = [("flag", _split_keys(flags, "flag")), ("--set", _split_keys(settings, "--set"))]
-    layers = [*_read_recipe(recipe, schema), *given]
+    layers = [*_read_recipe(recipe, schema), _split_keys("flag", flags), _split_keys("--set", settings)]
     values: Values = {name: {} for name in schema}
     for source, layer in layers:
         check_keys(layer, schema, source)
@@ -70,7 +69,7 @@ def _drop_rivals(values: dict[str, Any], section: str, entries: dict[str, Any], 
             values.pop(key, None)
 
 
-def _fit_options(values: dict[str, Any], layers: list[tuple[str, Values]], section: str, cls: type) -> list[str]:
+def _fit_options(values: dict[str, Any], layers: list[Layer], section: str, cls: type) -> list[str]:
     """Leave out what a choice of a later layer has no use for (`options_of` of its class); lines that say so."""
     # An option that stays but was set for another choice, whose default differs, is named too.
     found: tuple[str, Mapping[str, Mapping[str, Any]]] = getattr(cls, "options_of", ("", {}))
@@ -110,17 +109,17 @@ def parse_override(text: str) -> dict[str, Any]:
     return {key.strip(): value}
 
 
-def _split_keys(flat: Mapping[str, Any], source: str) -> Values:
+def _split_keys(source: str, flat: Mapping[str, Any]) -> Layer:
     nested: Values = {}
     for path, value in flat.items():
         section, _, key = path.partition(".")
         if not key or "." in key:
             raise ConfigError(f"{source}: '{path}' is not a section.key")
         nested.setdefault(section, {})[key] = value
-    return nested
+    return source, nested
 
 
-def _read_recipe(path: Path, schema: Mapping[str, type]) -> list[tuple[str, Values]]:
+def _read_recipe(path: Path, schema: Schema) -> list[Layer]:
     """The recipe and, before it, the file it extends, each with its name."""
     tables = read_toml(path)
     base = tables.pop("extends", None)
@@ -138,7 +137,7 @@ def _read_recipe(path: Path, schema: Mapping[str, type]) -> list[tuple[str, Valu
     return [_layer(parent_tables, parent, schema), _layer(tables, path, schema)]
 
 
-def _layer(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> tuple[str, Values]:
+def _layer(tables: dict[str, Any], path: Path, schema: Schema) -> Layer:
     """What to call a recipe's file, and its sections."""
     sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
     for name, entries in sections.items():
@@ -147,7 +146,7 @@ def _layer(tables: dict[str, Any], path: Path, schema: Mapping[str, type]) -> tu
     return f"{path.parent.name}/{path.name}" if path.parent.name else path.name, sections
 
 
-def check_keys(values: Values, schema: Mapping[str, type], source: str) -> None:
+def check_keys(values: Values, schema: Schema, source: str) -> None:
     """Raise ConfigError at the first section or key that does not exist, with the nearest one that does."""
     for section, entries in values.items():
         if section not in schema:
@@ -186,17 +185,15 @@ def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping
         # JSON lacks TOML's dates; as text they get pydantic's message of what would be right.
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        first = found[0]
-        if not first["loc"]:
+        faults = [(entry["loc"][:1], entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
+        place, reason = faults[0]
+        if not place:
             sources = sorted({origin[f"{section}.{key}"] for key in values if f"{section}.{key}" in origin})
-            reason = first["msg"].removeprefix("Value error, ")
             raise ConfigError(f"{', '.join(sources) or recipe}: [{section}] {reason}") from error
-        key = str(first["loc"][0])
+        key = str(place[0])
         got = f"={values[key]!r}" if key in values else ""
         # Several where types are joined by |.
-        reasons = [entry["msg"].removeprefix("Value error, ") for entry in found if entry["loc"][:1] == (key,)]
-        reason = " or ".join(reason[0].lower() + reason[1:] for reason in reasons)
+        reason = " or ".join(reason[0].lower() + reason[1:] for place, reason in faults if place == (key,))
         # A misspelt choice may be close to one of those that pydantic's message quotes.
         hint = did_you_mean(values[key], re.findall("'([^']*)'", reason)) if isinstance(values.get(key), str) else ""
         raise ConfigError(f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}{got}: {reason}{hint}") from error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlpstack.data.labelled import Row, labels_in, read_texts, table_rows, tagged_rows, text_field
+from nlpstack.data.labelled import SUFFIXES_OF, Row, labels_in, read_texts, table_rows, tagged_rows, text_field
 from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import sha256_file
@@ -13,8 +13,6 @@ from nlpstack.metrics.entities import EntityScores
 from nlpstack.metrics.text import TextScores
 from nlpstack.results import EvalOptions, asked_for, eval_config, make_result
 from nlpstack.tasks.generation import sentences
-
-TASKS = ("classification", "ner", "generation")
 
 
 def score_outputs(
@@ -25,8 +23,8 @@ def score_outputs(
     Both files are text, one line an example, or JSON lines (`text`, `label`, `tags`; `references`, or what a data set
     of the task has). Raises DataError where they do not go together.
     """
-    if task not in TASKS:
-        raise ConfigError(f"--task {task}: files are scored for one of {', '.join(TASKS)}")
+    if task not in SUFFIXES_OF:
+        raise ConfigError(f"--task {task}: files are scored for one of {', '.join(SUFFIXES_OF)}")
     options, asked = asked_for(options)
     if asked["score"].task not in ("", task):
         raise ConfigError(f"--recipe {options.recipe}: is of {asked['score'].task}, and --task {task} is asked for")
@@ -80,26 +78,21 @@ def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScore
 
 def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
     def of_json(where: str, row: dict[str, Any]) -> Any:
-        if is_gold and "references" in row:
-            return text_field(where, row, "references", many=True)
-        names = ("completion", "target", "text") if is_gold else ("text", "completion", "target")
-        name = next((one for one in names if one in row), names[0])
+        names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
+        name = next((one for one in names if one in row), "completion" if is_gold else "text")
         if is_gold:
-            return (text_field(where, row, name),)
+            return text_field(where, row, name, many=True) if name == "references" else (text_field(where, row, name),)
         if not isinstance(row.get(name), str):
             raise DataError(f"{where}: '{name}' must be a text")
         return row[name]
 
     if corpus_suffix(path, [".jsonl"]):
-        rows = [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
-    else:
-        rows = list(text_lines(path, note))
-    if is_gold:
-        rows = [row if isinstance(row, tuple) else (row,) for row in rows]
-        empty = next((number for number, row in enumerate(rows, 1) if not any(one.strip() for one in row)), None)
-        if empty is not None:
-            raise DataError(f"{path}:{empty}: the reference is empty; there is nothing to compare with")
-    return rows
+        return [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
+    lines = list(text_lines(path, note))
+    for number, line in enumerate(lines if is_gold else (), 1):
+        if not line.strip():
+            raise DataError(f"{path}:{number}: the reference is empty; there is nothing to compare with")
+    return [(line,) for line in lines] if is_gold else lines
 
 
 def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:

@@ -52,22 +52,12 @@ def embed_command(source: str, model: str, out: str | None, **given: Any) -> Non
     if not given["quiet"]:
         click.echo(_report(result, source, given["zscore"]), err=True)
     n_lines, dim = len(result.vectors), result.vectors[0].shape[-1]
-    found: object = {
-        "out": result.out,
-        "lines": n_lines,
-        "dim": dim,
-        "pooling": result.pooling,
-        "layer": result.layer,
-        "truncated": result.cut,
-        "mean_cosine": result.mean_cosine,
-        "mean_cosine_zscored": result.mean_cosine_zscored,
-        "zscore": result.zscore_out,
-    }
-    if out is None:
-        found = [one.tolist() for one in result.vectors]
+    about = {"out": result.out, "lines": n_lines, "dim": dim, "pooling": result.pooling, "layer": result.layer}
+    cosines = {name: getattr(result, name) for name in ("mean_cosine", "mean_cosine_zscored")}
+    about |= {"truncated": result.cut, **cosines, "zscore": result.zscore_out}
     tokens = f"{sum(map(len, result.vectors)):,} tokens of " if isinstance(result.vectors, list) else ""
     plain = f"{out}: {tokens}{n_lines:,} lines, {dim:,} dimensions ({result.pooling} of layer {result.layer})"
-    echo(found, plain, as_json=given["as_json"])
+    echo(about if out else [one.tolist() for one in result.vectors], plain, as_json=given["as_json"])
 
 
 def _report(result: "Embeddings", source: str, zscore: str | None) -> str:

@@ -20,12 +20,7 @@ from nlpstack.files import check_output, write_text, writing
 @click.option("--predictions", metavar="FILE", help="Score what any system put out, with --references and --task.")
 @click.option("--references", metavar="FILE", help="What it should have put out.")
 @shared.base_option
-@click.option(
-    "--unknown-labels",
-    type=click.Choice(["error", "ignore"]),
-    default="error",
-    help="Examples with a label that training never saw.",
-)
+@shared.unknown_labels(default="error", help="Examples with a label that training never saw.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this score; repeatable.")
 @click.option("--window", type=int, help="Input tokens at a time [default: the model's context].")
 @click.option("--stride", type=int, help="Tokens from window to window [default: the window].")

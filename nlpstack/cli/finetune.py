@@ -4,21 +4,16 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import TASKS, complete_recipes, folder_option
-from nlpstack.cli.training import run_training, training_options
+from nlpstack.cli import options as shared
 
 
 @click.command("finetune")
-@click.argument("recipe", required=False, shell_complete=complete_recipes)
-@click.option("--task", type=TASKS, help="What the model is to do; without RECIPE, its default recipe.")
+@click.argument("recipe", required=False, shell_complete=shared.complete_recipes)
+@click.option("--task", type=shared.TASKS, help="What the model is to do; without RECIPE, its default recipe.")
 @click.option("--lora", is_flag=True, help="Train adapters and what is new; the model itself stays as it is.")
-@folder_option("--model", "The model to adapt [default: the newest finished pretraining run under runs/].")
-@click.option(
-    "--unknown-labels",
-    type=click.Choice(["error", "ignore"]),
-    help="Validation examples with a label that training lacks: an error, or left out and counted.",
-)
-@training_options
+@shared.folder_option("--model", "The model to adapt [default: the newest finished pretraining run under runs/].")
+@shared.unknown_labels(help="Validation examples with a label that training lacks: an error, or left out and counted.")
+@shared.training_options
 def finetune_command(recipe: str | None, task: str | None, lora: bool, **given: Any) -> None:
     """Adapt a pretrained model by a RECIPE (a name or a .toml file), or the default one of a --task.
 
@@ -34,4 +29,4 @@ def finetune_command(recipe: str | None, task: str | None, lora: bool, **given: 
         raise click.UsageError("--lora goes with --task; a RECIPE says itself what adapters it has (lora.rank)")
     unknown = given["unknown_labels"]
     flags = {"task.ignore_unknown": unknown == "ignore" if unknown else None}
-    run_training("finetune", recipe or f"{task}{'-lora' * lora}", given, flags, task=task)
+    shared.run_training("finetune", recipe or f"{task}{'-lora' * lora}", given, flags, task=task)

@@ -1,10 +1,11 @@
-"""Options that several commands share, and what they write with."""
+"""What several commands share: options, how a training is called, and what is written with."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import reduce
+from functools import partial, reduce
+from importlib import import_module
 from shlex import join
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from nlpstack.train.log import Reporter
 
 Option = Callable[[Any], Any]  # as click.option makes it: it decorates a command
-_WIDEST = 10_000  # columns of a table
 DTYPES = click.Choice(["fp32", "bf16", "fp16"])
 TASKS = click.Choice(["classification", "ner", "generation"])
 
@@ -67,6 +67,22 @@ def folder_option(name: str, help_text: str, *, required: bool = False) -> Optio
 
 model_option = folder_option("--model", "A run, its model/, an adapter, or a published model folder.", required=True)
 base_option = folder_option("--base", "An adapter's base model, where it has moved.")
+unknown_labels = partial(click.option, "--unknown-labels", type=click.Choice(["error", "ignore"]))
+# Data and folder of a run, length, machine, values, and what may happen to a run that stands.
+training_options = together(
+    click.option("--data", multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME; repeatable."),
+    folder_option("--out", "The run folder [default: runs/<recipe>]."),
+    click.option("--minutes", type=float, help="Train about this long instead of the recipe's steps."),
+    click.option("--seed", type=click.IntRange(0), help="Seed of weights, order and dropout."),
+    click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="Products; weights are fp32."),
+    machine_options,
+    set_option,
+    click.option("--resume", is_flag=True, help="Go on with the run that stands in --out, bit for bit."),
+    click.option("--inexact", is_flag=True, help="With --resume: go on even if not bit for bit."),
+    click.option("--overwrite", is_flag=True, help="Replace the run that stands in --out."),
+    click.option("--dry-run", is_flag=True, help="Check everything, do one step, write nothing."),
+    output_options,
+)
 
 
 def make_reporter(*, quiet: bool) -> "Reporter":
@@ -93,15 +109,14 @@ def echo_table(rows: Sequence[Sequence[Any]]) -> None:
     """Rows under a header, on stdout: each one line, in a pipe and on any terminal."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for place, title in enumerate(rows[0]):
         left = place == 0 or not any(str(row[place])[:1].isdigit() for row in rows[1:])
-        table.add_column(Text(str(title)), justify="left" if left else "right", no_wrap=True)
+        table.add_column(str(title), justify="left" if left else "right", no_wrap=True)
     for row in rows[1:]:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False, soft_wrap=True, width=_WIDEST).print(table)
+        table.add_row(*map(str, row))
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=10_000).print(table)
 
 
 def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -112,3 +127,35 @@ def arguments(given: dict[str, Any], *names: str) -> dict[str, Any]:
 def typed_command() -> str:
     """The command as it was typed, for a run's record."""
     return join(["nlpstack", *sys.argv[1:]])
+
+
+def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str, Any], **chosen: str | None) -> None:
+    """Call the function of a stage that trains with what was typed, and print what came back."""
+    from nlpstack.job import RunOptions
+    from nlpstack.train.runtime import StopSignal, keep_freed_memory
+
+    flags = {"data.paths": list(given["data"]) or None, **flags}
+    flags |= {f"train.{name}": given[name] for name in ("minutes", "seed", "dtype", "device", "threads")}
+    keep_freed_memory()
+    with StopSignal().installed() as stop:
+        options = RunOptions(
+            flags={key: value for key, value in flags.items() if value is not None},
+            tokenizer=given.get("tokenizer"),
+            stop=stop,
+            command=typed_command(),
+            **{name: given[name] for name in ("model", "dry_run", "inexact")},
+        )
+        done = getattr(import_module(f"nlpstack.{stage}"), stage)(
+            recipe,
+            given["overrides"],
+            **{name: given[name] for name in ("out", "resume", "overwrite")},
+            options=options,
+            reporter=make_reporter(quiet=given["quiet"]),
+            **chosen,
+        )
+    if given["as_json"]:
+        echo_json(done or {"dry_run": True})
+    elif done is not None:
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in done.val.items() if value is not None)
+        click.echo(f"{done.model}: {done.steps:,} steps, {done.tokens:,} tokens in {done.seconds:.0f} s; val {scores}")
+        click.echo(f"weights {done.weights}")

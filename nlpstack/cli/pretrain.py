@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from nlpstack.cli.options import complete_recipes, folder_option
-from nlpstack.cli.training import run_training, training_options
+from nlpstack.cli.options import complete_recipes, folder_option, run_training, training_options
 
 
 @click.command("pretrain")
