@@ -18,10 +18,7 @@ def label_formula(rows: np.ndarray, counts: np.ndarray, *, n_labels: int) -> Val
     """
 
     def by_label(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        order, sums = np.argsort(labels, kind="stable"), np.zeros((len(weights), n_labels))  # (n,), (R, C)
-        there, starts = np.unique(labels[order], return_index=True)
-        sums[:, there] = np.add.reduceat(weights[:, order], starts, axis=1) if len(there) else 0
-        return sums
+        return np.stack([np.bincount(labels, row, n_labels) for row in weights])  # (R, C)
 
     right = rows[:, 0] == rows[:, 1]
     found, true = (by_label(column, counts) for column in rows.T)
@@ -68,12 +65,9 @@ def correlation_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
     (x, y), n = rows.T, counts.sum(axis=1)
     if np.isnan(rows).any():
         return dict.fromkeys(("pearson", "spearman"), (np.full(len(n), np.nan), n))
-    places_of = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
-    found = []
-    for row in counts:
-        x_ranks, y_ranks = (_ranks(places, row) for places in places_of)
-        found.append((_correlation(x, y, row), _correlation(x_ranks, y_ranks, row)))
-    pearson, spearman = np.array(found).reshape(-1, 2).T
+    x_places, y_places = (np.unique(values, return_inverse=True)[1] for values in (x, y))
+    pearson = np.array([_correlation(x, y, row) for row in counts])
+    spearman = np.array([_correlation(_ranks(x_places, row), _ranks(y_places, row), row) for row in counts])
     return {"pearson": (pearson, n), "spearman": (spearman, n)}
 
 
@@ -120,21 +114,17 @@ class LabelScores:
             raise DataError("nothing to score: the split has no examples; give more of them")
         pairs = [self.told[number] for number in order]
         rows = np.array(pairs, dtype=np.int64 if self.names else np.float64).reshape(len(order), -1)
+        ones = np.ones(len(rows))
         if not self.names:
-            squares = np.column_stack((np.diff(rows) ** 2, np.ones(len(rows))))
-            parts = [Units(mean_formula, "example", squares, {"name": "loss"})]
-            return [*parts, Units(correlation_formula, "example", rows)]
+            errors = Units(mean_formula, "example", np.column_stack((np.diff(rows) ** 2, ones)))
+            return [errors, Units(correlation_formula, "example", rows)]
         losses, shares = zip(*(self._more[number] for number in order), strict=True)
-        parts = []
-        if None not in losses:
-            means = np.column_stack((losses, np.ones(len(order))))
-            parts.append(Units(mean_formula, "example", means, {"name": "loss"}))
+        parts = [] if None in losses else [Units(mean_formula, "example", np.column_stack((losses, ones)))]
         formula, about = (label_formula, {"n_labels": len(self.names)}) if self.single else (multi_label_formula, {})
         parts.append(Units(formula, "example", rows, about))
         if None not in shares:
             right = np.column_stack((shares, rows[:, 0] == rows[:, 1]))
-            readings = {"calibration_error": f"|bins:{BINS}"}
-            parts.append(Units(calibration_formula, "example", right, readings=readings))
+            parts.append(Units(calibration_formula, "example", right, readings={"calibration_error": f"|bins:{BINS}"}))
         return parts
 
     def details(self) -> dict[str, Any]:
@@ -148,15 +138,12 @@ class LabelScores:
         labels = list(range(len(self.names)))
         table = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
         columns = zip(self.names, *(column.tolist() for column in table), strict=True)
-        found: dict[str, Any] = {
-            "per_class": {name: {"precision": p, "recall": r, "f1": f, "n": n} for name, p, r, f, n in columns}
-        }
+        per_class = {name: {"precision": p, "recall": r, "f1": f, "n": n} for name, p, r, f, n in columns}
+        found: dict[str, Any] = {"per_class": per_class}
         if not self.single:
             return found
-        found["confusion"] = {
-            "labels": list(self.names),
-            "counts": confusion_matrix(gold, predicted, labels=labels).tolist(),  # [true][predicted]
-        }
+        counts = confusion_matrix(gold, predicted, labels=labels).tolist()  # [true][predicted]
+        found["confusion"] = {"labels": list(self.names), "counts": counts}
         shares = np.array([self._more[number][1] for number in order], dtype=np.float64)  # nan where there is none
         if not np.isnan(shares).any():
             bins = np.minimum((shares * BINS).astype(np.int64), BINS - 1)

@@ -1,6 +1,7 @@
 """Entity-level scores: tags to spans, and how many spans are found exactly and with their type."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,8 @@ from nlpstack.metrics.intervals import Units, Values, mean_formula, share
 Span = tuple[str, int, int]  # type, first word, the word after the last
 
 
-def entity_spans(tags: Sequence[str]) -> list[Span]:
+def entity_spans(tags: Sequence[str], *, starting: str = "BIES", continuing: str = "IE") -> list[Span]:
     """The entities of a sentence as conlleval reads them: an I- or E- that continues nothing starts one too."""
-    return _spans(tags, starting="BIES", continuing="IE")
-
-
-def strict_spans(tags: Sequence[str]) -> list[Span]:
-    """The entities of a sentence by strict IOB2: an I- that continues nothing is none."""
-    return _spans(tags, starting="B", continuing="I")
-
-
-def _spans(tags: Sequence[str], starting: str, continuing: str) -> list[Span]:
     spans: list[Span] = []
     is_open = False  # whether the next tag may continue the last span
     for i, tag in enumerate(tags):
@@ -35,6 +27,9 @@ def _spans(tags: Sequence[str], starting: str, continuing: str) -> list[Span]:
             spans.append((kind, i, i + 1))
         is_open = prefix in "BI" and (continues or prefix in starting)
     return spans
+
+
+strict_spans = partial(entity_spans, starting="B", continuing="I")  # by strict IOB2: a stray I- is no entity
 
 
 def overlaps(found: Sequence[Span], true: Sequence[Span], *, typed: bool) -> int:
@@ -108,8 +103,7 @@ class EntityScores:
         readings["entity_f1_strict"] = "|tags:strict-iob2"
         parts = [Units(entity_formula, "sentence", counts, readings=readings)]
         if len(losses) == len(counts):
-            means = np.column_stack((losses, counts[:, 0]))
-            parts.append(Units(mean_formula, "sentence", means, {"name": "loss"}))
+            parts.append(Units(mean_formula, "sentence", np.column_stack((losses, counts[:, 0]))))
         return parts
 
     def details(self) -> dict[str, Any]:

@@ -65,9 +65,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, place.ravel()
 
 
-def make_scores(
-    parts: Sequence[Units], drawn: Drawn, signature: str, *, n_resamples: int, seed: int
-) -> dict[str, Score]:
+def make_scores(parts: list[Units], drawn: Drawn, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
     """Every score with the 95 % interval of its resamples; nan where there are none."""
     found = {}
     for part in parts:
@@ -93,7 +91,7 @@ def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.asarray(above / np.maximum(1, below))
 
 
-def mean_formula(rows: np.ndarray, counts: np.ndarray, *, name: str) -> Values:
+def mean_formula(rows: np.ndarray, counts: np.ndarray, *, name: str = "loss") -> Values:
     """A mean: rows of (sum, number)."""
     sums, n = (counts @ rows).T
     return {name: (sums / n, n)}
@@ -102,8 +100,6 @@ def mean_formula(rows: np.ndarray, counts: np.ndarray, *, name: str) -> Values:
 def percentiles(values: np.ndarray) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile of a resampled score; nan where there are no resamples."""
     values = values[~np.isnan(values)]
-    if not len(values):
-        return float("nan"), float("nan")
     with np.errstate(invalid="ignore"):  # of infinite ones
-        low, high = np.percentile(values, [2.5, 97.5])
+        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     return float(low), float(high)

@@ -54,13 +54,8 @@ def share_formula(rows: np.ndarray, counts: np.ndarray, *, names: Sequence[str],
 
 def distinct_formula(rows: np.ndarray, counts: np.ndarray, *, name: str) -> Values:
     """Different n-grams over all of them (Li et al. 2016, section 5.3): rows of their numbers, -1 behind the last."""
-    at, column = np.nonzero(rows >= 0)
-    order = np.argsort(rows[at, column], kind="stable")
-    at, numbers = at[order], rows[at, column][order]
-    firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    lengths = (rows >= 0).sum(axis=1)
-    seen = [np.add.reduceat(row[at] > 0, firsts).astype(bool).sum() if len(at) else 0 for row in counts]
-    return {name: (share(np.array(seen), counts @ lengths), counts.sum(axis=1))}
+    seen = [len(np.unique(drawn[drawn >= 0])) for drawn in (rows[row > 0] for row in counts)]
+    return {name: (share(np.array(seen), counts @ (rows >= 0).sum(axis=1)), counts.sum(axis=1))}
 
 
 class TextScores:
