@@ -31,7 +31,7 @@ from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
-from nlpstack.tokenizer.proto import N_FIXED
+from nlpstack.tokenizer.sentencepiece import N_FIXED
 from nlpstack.train import runtime
 from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
 from nlpstack.train.runtime import Choices

@@ -103,11 +103,9 @@ class TextScores:
         jobs = Parallel(n_jobs=-1 if len(parts) > 1 else 1)(delayed(_rouge_values)(scorer, part) for part in parts)
         rows, average = np.ones((len(texts), 2 * len(ROUGES))), np.mean if how.mean_references else np.max
         rows[:, ::2] = [average(values, axis=0) for part in jobs for values in part]
+        refs, stem = "mean" if how.mean_references else "best", "yes" if how.stemming else "no"
         words = "unicode" if how.unicode_words else "a-z0-9"
-        reading = (
-            f"|refs:{'mean' if how.mean_references else 'best'}|stem:{'yes' if how.stemming else 'no'}|words:{words}"
-            f"|measure:f1|rouge-score:{version('rouge-score')}"
-        )
+        reading = f"|refs:{refs}|stem:{stem}|words:{words}|measure:f1|rouge-score:{version('rouge-score')}"
         return Units(share_formula, "text", rows, {"names": ROUGES, "scale": 100}, dict.fromkeys(ROUGES, reading))
 
     def _lines(self, text: str) -> str:

@@ -63,6 +63,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special ids give nothing, bytes that are not UTF-8 become U+FFFD."""
+        ids = list(ids)
+        check_ids(ids, self.vocab_size)
+        return b"".join([self._bytes[token] for token in ids]).decode(errors="replace")
 
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write the tokenizer's files; those of ours tell Hugging Face's libraries more.

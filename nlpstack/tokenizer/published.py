@@ -28,10 +28,7 @@ _MEND = "copy the folder again"
 
 
 class PublishedTokenizer(Tokenizer):
-    """The tokenizer.json, vocab.txt or vocab.json with merges.txt of a folder.
-
-    A special token's spelling in a text is plain text.
-    """
+    """A folder's tokenizer.json, vocab.txt or vocab.json with merges.txt; what spells a special token is plain text."""
 
     def __init__(self, folder: Path) -> None:
         """Read a folder's files; raises ModelError if they make no tokenizer or the library is missing."""

@@ -1,9 +1,10 @@
-"""Our tokenizer: SentencePiece with byte pieces, made lossless."""
+"""Our tokenizer: SentencePiece with byte pieces, made lossless; its models are mended without protobuf."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,14 +15,28 @@ import sentencepiece as spm
 
 from nlpstack.errors import ModelError
 from nlpstack.files import write_text
-from nlpstack.tokenizer.base import SPACE, Tokenizer, check_ids, utf8
-from nlpstack.tokenizer.proto import FIRST_BYTE_ID, FIXED_PIECES, N_FIXED, SPECIALS, model_kind
+from nlpstack.tokenizer.base import BYTE_PIECES, SPACE, Kind, Tokenizer, utf8
 
 MODEL_FILE = "tokenizer.model"
+SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]")  # in the order of ROLES
+NEWLINE_ID = len(SPECIALS)
+FIXED_PIECES = (*SPECIALS, "\n", *BYTE_PIECES)
+N_FIXED = len(FIXED_PIECES)  # the id of the first learned piece
 
-CHUNK = 2000  # characters that are encoded at once: sums of scores stay exact (see proto.py)
+# A unigram score is a multiple of 1/256 and at least -22. SentencePiece adds scores in float32, which is then exact up
+# to a sum of 2^16: 2,000 characters stay below it whatever they are, as an unknown one costs 10 more than any piece.
+SCORE_STEPS = 256
+MIN_SCORE = -22.0
+CHUNK = 2000  # characters that are encoded at once
 
-_SPACE_IDS = [FIRST_BYTE_ID + byte for byte in SPACE.encode()]
+# Field numbers and values of sentencepiece_model.proto.
+_PIECES, _TRAINER_SPEC = 1, 2
+_PIECE_SCORE, _PIECE_TYPE = 2, 3
+_MODEL_TYPE = 3
+_NORMAL = 1
+_KINDS: dict[int, Kind] = {1: "unigram", 2: "bpe", 4: "char"}
+
+_SPACE_IDS = [NEWLINE_ID + 1 + byte for byte in SPACE.encode()]  # the byte pieces follow the newline
 # What all exported files have alike. Their texts are cut so that a piece may begin with a space, no more.
 _EXPORT = json.loads(Path(__file__).with_name("export.json").read_text("utf-8"))
 _PROBE = "  \u00c5 \ufb01\u0301\t "  # comes back unchanged only where text is not normalized
@@ -109,12 +124,6 @@ class SentencePieceTokenizer(Tokenizer):
         texts = (piece.replace(SPACE, " ") for piece in self._pieces[N_FIXED:])
         return frozenset(text[at : at + 2] for text in texts for at in range(len(text) - 1))
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; special ids give nothing, bytes that are not UTF-8 become U+FFFD."""
-        ids = list(ids)
-        check_ids(ids, self.vocab_size)
-        return b"".join([self._bytes[token] for token in ids]).decode(errors="replace")
-
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write tokenizer.model, and tokenizer.json and tokenizer_config.json for Hugging Face's libraries."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +150,56 @@ class SentencePieceTokenizer(Tokenizer):
             model["vocab"] = list(zip(self._pieces, self._processor.GetScore([*range(self.vocab_size)]), strict=True))
         frame = _EXPORT["post_processor"] if pairs else None
         return {**_EXPORT["tokenizer.json"], "post_processor": frame, "model": model}
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at a place, and the place after it."""
+    end = at
+    while data[end] & 0x80:
+        end += 1
+    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(data[at : end + 1])), end + 1
+
+
+def wire_values(data: bytes, wanted: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where the values of the field numbered `wanted` of the protobuf message at data[start:end] begin and end."""
+    end = len(data) if end is None else end
+    while start < end:
+        tag, start = _varint(data, start)
+        match tag & 7:
+            case 0:  # a number
+                _, stop = _varint(data, start)
+            case 2:  # bytes, or a message
+                size, start = _varint(data, start)
+                stop = start + size
+            case wire_type:
+                stop = start + {1: 8, 5: 4}[wire_type]
+        if tag >> 3 == wanted:
+            yield start, stop
+        start = stop
+
+
+def exact_model(model: bytes, kind: Kind) -> bytes:
+    """The model with what keeps its choices from being exact mended in place.
+
+    Unigram scores are rounded, so that float32 and float64 sums agree and ties break alike everywhere. The newline
+    becomes an ordinary piece: SentencePiece adds -0.1 to the score of a user-defined one, which is no such multiple.
+    """
+    data = bytearray(model)
+    pieces = list(wire_values(model, _PIECES))
+    if kind == "unigram":
+        for at, _ in (place for piece in pieces for place in wire_values(model, _PIECE_SCORE, *piece)):
+            (score,) = struct.unpack_from("<f", data, at)
+            struct.pack_into("<f", data, at, max(MIN_SCORE, round(score * SCORE_STEPS) / SCORE_STEPS))
+    ((at, _),) = wire_values(model, _PIECE_TYPE, *pieces[NEWLINE_ID])
+    data[at] = _NORMAL
+    return bytes(data)
+
+
+def model_kind(model: bytes) -> Kind | None:
+    """The kind of a serialized SentencePiece model that SentencePiece could read; None if it is none of ours."""
+    specs = wire_values(model, _TRAINER_SPEC)
+    types = [model[at] for spec in specs for at, _ in wire_values(model, _MODEL_TYPE, *spec)]
+    return _KINDS.get(types[-1]) if types else "unigram"  # which SentencePiece may leave out
 
 
 def _merges(piece: str, learned: set[str]) -> list[tuple[str, str]]:

@@ -10,8 +10,7 @@ import sentencepiece as spm
 
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.tokenizer.base import ROLES, SPACE, Kind, TokenizerConfig, utf8
-from nlpstack.tokenizer.proto import N_FIXED, SPECIALS, exact_model
-from nlpstack.tokenizer.sentencepiece import SentencePieceTokenizer
+from nlpstack.tokenizer.sentencepiece import N_FIXED, SPECIALS, SentencePieceTokenizer, exact_model
 
 Report = Callable[[str], None]
 

@@ -9,8 +9,7 @@ import pytest
 from nlpstack.errors import ConfigError
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
 from nlpstack.tokenizer.base import ROLES
-from nlpstack.tokenizer.proto import SPECIALS
-from nlpstack.tokenizer.sentencepiece import _merges
+from nlpstack.tokenizer.sentencepiece import SPECIALS, _merges
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nlpstack.errors import DataError, ModelError
 from nlpstack.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from nlpstack.tokenizer.proto import wire_values
 from nlpstack.tokenizer.published import PublishedTokenizer
+from nlpstack.tokenizer.sentencepiece import wire_values
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
