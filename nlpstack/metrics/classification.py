@@ -16,14 +16,9 @@ def label_formula(rows: np.ndarray, counts: np.ndarray, *, n_labels: int) -> Val
 
     Averages are over the labels in gold or predictions (balanced accuracy: in gold) of the examples or the resample.
     """
-
-    def by_label(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(labels, row, n_labels) for row in weights])  # (R, C)
-
-    right = rows[:, 0] == rows[:, 1]
-    found, true = (by_label(column, counts) for column in rows.T)
-    hits = by_label(rows[right, 1], counts[:, right])
-    n = counts.sum(axis=1)
+    right, n = rows[:, 0] == rows[:, 1], counts.sum(axis=1)
+    found, true = (np.stack([np.bincount(column, row, n_labels) for row in counts]) for column in rows.T)  # (R, C)
+    hits = np.stack([np.bincount(rows[:, 1], row, n_labels) for row in counts * right])
     own = {"accuracy": (counts @ right / n, n), "balanced_accuracy": (_mean(hits, true, true > 0), n)}
     return own | _averages(hits, found, true, found + true > 0, n)
 
