@@ -81,7 +81,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads
     base = str(place), weights_hash(place)
     _adapt(model, run, base, fresh, note)
     lengths, size, budget = train.lengths, config.train.batch_size, config.train.batch_tokens
-    order = Bucketed(lengths, batch_size=size, batch_tokens=budget, seed=seed)
+    order = Bucketed(lengths, batch_size=size or 0, batch_tokens=budget or 0, seed=seed)
     counts = ", ".join(f"{part} {len(examples):,}" for part, examples in splits.items())
     note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
     if unknown := train.count(task.tokenizer.unk_id):

@@ -51,7 +51,7 @@ class Scored:
         return replace(self, batch=self.batch.to(device))
 
 
-def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) -> Tensor:
+def pad_rows(rows: Sequence[np.ndarray], value: int, length: int = 0) -> Tensor:
     """Rows of unequal length as one int64 tensor (B, T), filled up on the right with `value`, to `length` if given."""
     out = np.full((len(rows), length or max(map(len, rows))), value, dtype=np.int64)
     for i, row in enumerate(rows):
@@ -59,9 +59,7 @@ def pad_rows(rows: Sequence[np.ndarray], value: int, length: int | None = None) 
     return torch.from_numpy(out)
 
 
-def pad_batch(
-    rows: Sequence[np.ndarray], n_firsts: Sequence[int] | None, pad_id: int, length: int | None = None
-) -> Batch:
+def pad_batch(rows: Sequence[np.ndarray], n_firsts: Sequence[int] | None, pad_id: int, length: int = 0) -> Batch:
     """Rows as a batch without labels, padded on the right, to `length` if given; no mask where nothing is padded.
 
     `n_firsts`: so many tokens of each row are of segment 0; None: the model does not tell segments apart.

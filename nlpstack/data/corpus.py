@@ -4,23 +4,23 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from nlpstack.data.readers import DataConfig, Note, Piece, find_splits, mute, read_documents
+from nlpstack.data.readers import OVERLAPS, DataConfig, Note, Piece, find_splits, mute, read_documents
 from nlpstack.errors import DataError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Survey:
+class Survey(NamedTuple):
     """What one pass over a stream of documents found."""
 
     n_chars: int
     is_blank: bool  # nothing but white space
     sha256: str  # of the texts and of where documents end, however they are packed into files
-    digests: np.ndarray = field(repr=False)  # uint64, one a document
+    digests: np.ndarray  # uint64, one a document
 
 
 def survey(pieces: Iterator[Piece]) -> Survey:
@@ -88,11 +88,10 @@ def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     splits = {name.replace("all", "train"): split for name, split in whole_corpus(config, note).items()}
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
-    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+    for name, other, where in OVERLAPS:
         digests = splits[name].digests if name in splits else np.array([])
         if double := int(np.isin(digests, splits[other].digests).sum()):
-            where = f"{'training' if other == 'train' else 'validation'} data"
-            note(f"{double:,} of {len(digests):,} {name} documents also stand, word for word, in the {where}")
+            note(f"{double:,} of {len(digests):,} {name} documents also stand, word for word, in the {where} data")
     return splits
 
 

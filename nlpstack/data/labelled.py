@@ -7,14 +7,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlpstack.data.readers import Note, corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import OVERLAPS, Note, corpus_suffix, find_splits, json_rows, text_lines
 from nlpstack.errors import DataError
 from nlpstack.files import sha256_file
 
@@ -37,8 +36,7 @@ SCHEMES = {
 _TAG = re.compile(r"O|[BIES]-\S(.*\S)?")
 
 
-@dataclass(frozen=True, slots=True)
-class TextExample:
+class TextExample(NamedTuple):
     """A text, or a pair of texts, and its label: a class, a number, or any number of classes."""
 
     where: str  # the file and the line, as in every example
@@ -47,8 +45,7 @@ class TextExample:
     label: str | float | tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class TaggedExample:
+class TaggedExample(NamedTuple):
     """The words of a sentence and their tags, in IOB2."""
 
     where: str
@@ -56,8 +53,7 @@ class TaggedExample:
     tags: tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class PromptExample:
+class PromptExample(NamedTuple):
     """A prompt, the completion that is trained on, and the references that an answer is scored against."""
 
     where: str
@@ -322,10 +318,9 @@ def load_labelled(paths: Sequence[str], task: str, *, val_share: float, seed: in
     splits = {name.replace("all", "train"): examples for name, examples in splits.items()}
     if "val" not in splits:
         splits |= _cut_val(splits["train"], val_share, seed, note)
-    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+    for name, other, where in OVERLAPS:
         known = set(map(inputs_of, splits[other]))
         if double := sum(inputs_of(example) in known for example in splits.get(name, [])):
-            where = "training" if other == "train" else "validation"
             note(f"{double:,} of {len(splits[name]):,} {name} examples also stand in the {where} data")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 

@@ -38,13 +38,11 @@ class Bucketed:
     A batch has at most `batch_size` rows or, padded to its longest row, `batch_tokens` tokens.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], *, batch_size: int | None = None, batch_tokens: int | None = None, seed: int
-    ) -> None:
-        assert (batch_size is None) != (batch_tokens is None)
+    def __init__(self, lengths: Sequence[int], *, batch_size: int = 0, batch_tokens: int = 0, seed: int) -> None:
+        assert bool(batch_size) != bool(batch_tokens)
         self.lengths, self.seed = np.asarray(lengths), seed
         self.n_examples = len(self.lengths)
-        self._rows, self._tokens = batch_size or 0, batch_tokens or 0
+        self._rows, self._tokens = batch_size, batch_tokens
         self.batch_size = min(self.n_examples, self._rows or max(1, self._tokens // int(self.lengths.min())))
         self._ends: list[int] = []  # the step after each epoch's last, of the epochs seen so far
         self._cached = lru_cache(1)(self.batches)  # of the epoch last asked for

@@ -1,6 +1,5 @@
 """Corpus files to documents: plain text and JSON lines, packed or not, folders, globs and bundled samples."""
 
-import codecs
 import glob
 import gzip
 import json
@@ -13,7 +12,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from nlpstack.errors import DataError
@@ -23,7 +22,10 @@ PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this
 Note = Callable[[str], None]  # takes a line that says what was done
 SUFFIXES = (".txt", ".jsonl")
 PACKED = (".gz", ".zst")
+_BAD_BYTE = " not UTF-8 at byte {at} (0x{byte:02x})"
 SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+# Splits that should have nothing in common: what is scored, what it may also stand in, and what messages call that.
+OVERLAPS = (("val", "train", "training"), ("test", "train", "training"), ("test", "val", "validation"))
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -36,11 +38,9 @@ class DataConfig:
     val_share: float = 0.1  # cut from the end where the data has no validation split
     cache: str = ""  # folder for tokenized data; empty: `.cache` beside the run folder
 
-    @model_validator(mode="after")
-    def _check(self) -> "DataConfig":
+    def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:
             raise ValueError(f"val_share={self.val_share} must be above 0 and below 1")
-        return self
 
 
 def mute(line: str) -> None:
@@ -165,15 +165,17 @@ def _text_blocks(path: Path, note: Note) -> Iterator[str]:
         yield _decode(rest, offset, path, note)
 
 
-def _decode(data: bytes, offset: int, path: Path, note: Note) -> str:
-    if offset == 0 and data.startswith(codecs.BOM_UTF8):
-        note(f"{path}: begins with a byte-order mark, which is left out")
-        data, offset = data[3:], 3
+def _decode(data: bytes, offset: int, path: Path, note: Note, fault: str = _BAD_BYTE) -> str:
+    """The text of a file from `offset` on; `fault`, as `text_lines` has it, stands behind the path and a colon."""
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        at, byte = offset + error.start, data[error.start]
-        raise DataError(f"{path}: not UTF-8 at byte {at} (0x{byte:02x}); convert the file to UTF-8") from error
+        told = fault.format(at=offset + error.start, start=error.start, byte=data[error.start])
+        raise DataError(f"{path}:{told}; convert the file to UTF-8") from error
+    if offset == 0 and text.startswith("\ufeff"):
+        note(f"{path}: begins with a byte-order mark, which is left out")
+        return text[1:]
+    return text
 
 
 def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
@@ -260,13 +262,6 @@ def text_lines(path: Path, note: Note, fault: str = "not UTF-8 at byte {at}") ->
     offset = 0
     with open_packed(path) as file:
         for number, data in enumerate(file, 1):
-            try:
-                line = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                told = fault.format(at=offset + error.start, start=error.start, byte=data[error.start])
-                raise DataError(f"{path}:{number}: {told}; convert the file to UTF-8") from error
-            if number == 1 and line.startswith("\ufeff"):
-                note(f"{path}: begins with a byte-order mark, which is left out")
-                line = line[1:]
+            line = _decode(data, offset, path, note, f"{number}: {fault}")
             yield line.removesuffix("\n").removesuffix("\r")
             offset += len(data)

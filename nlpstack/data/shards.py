@@ -7,10 +7,11 @@ import os
 import shutil
 import time
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import accumulate, count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,7 +68,7 @@ class TokenShards:
         self.spec = ShardSpec(**self.index["spec"])
         self.n_bytes: int = self.index["n_bytes"]  # UTF-8 bytes of the text that was tokenized
         self._arrays = [np.load(folder / f"{entry['name']}.npy", mmap_mode="r") for entry in entries]
-        self._starts = np.cumsum([0, *(len(array) for array in self._arrays)])
+        self._starts = list(accumulate(map(len, self._arrays), initial=0))
         table = np.concatenate([np.load(folder / f"{entry['name']}.docs.npy") for entry in entries])
         self.ends, self.words = table[:, 0], table[:, 1]  # (documents,): token after the last one; words in the text
         sentences = [np.load(folder / f"{entry['name']}.sents.npy") for entry in entries if self.spec.sentences]
@@ -75,17 +76,13 @@ class TokenShards:
         self.sentence_ends: np.ndarray = np.concatenate([np.zeros(0, dtype=np.int64), *sentences])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop, int64, across shards."""
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        parts = []
-        while start < stop:
-            end = min(stop, int(self._starts[first + 1]))
-            parts.append(self._arrays[first][start - self._starts[first] : end - self._starts[first]])
-            start, first = end, first + 1
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+        inside = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
+        parts = [self._arrays[i][max(start - self._starts[i], 0) : stop - self._starts[i]] for i in inside]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
     def documents(self) -> Iterator[tuple[int, int, int]]:
         """(first token, token after the last one, words) of each document, BOS and EOS included."""
