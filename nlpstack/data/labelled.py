@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlpstack.data.readers import OVERLAPS, Note, corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import OVERLAPS, Note, SplitFiles, corpus_suffix, find_splits, json_rows, text_lines
 from nlpstack.errors import DataError
 from nlpstack.files import sha256_file
 
@@ -283,7 +283,7 @@ def _is_text(value: Any) -> bool:
 _READERS = {"classification": read_texts, "ner": read_tagged, "generation": read_prompts}
 
 
-def labelled_splits(paths: Sequence[str], task: str) -> dict[str, list[Path]]:
+def labelled_splits(paths: Sequence[str], task: str) -> SplitFiles:
     """The files of a task by split: train, val and test as far as there are any, or "all" if no file is a split's."""
     return find_splits(paths, SUFFIXES_OF[task], task)
 

@@ -87,19 +87,16 @@ class Loader:
     def __init__(self, order: Order, collate: Callable[[list[Example]], Batch], *, micro_batch: int) -> None:
         self.order, self.collate, self.micro_batch = order, collate, micro_batch
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The batches that make up one step."""
+    def micro_batches(self, step: int, *, pin: bool = False) -> list[Batch]:
+        """The batches that make up one step, in page-locked memory with `pin`."""
         examples, size = self.order.step(step), self.micro_batch
-        return [self.collate(examples[start : start + size]) for start in range(0, len(examples), size)]
+        batches = (self.collate(examples[start : start + size]) for start in range(0, len(examples), size))
+        return [batch.pin() if pin else batch for batch in batches]
 
     def steps(self, start: int, stop: int, *, pin: bool = False) -> Iterator[list[Batch]]:
         """Each step's batches from `start` on, the next one made while this one is worked on."""
-
-        def make(step: int) -> list[Batch]:
-            return [batch.pin() if pin else batch for batch in self.micro_batches(step)]
-
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-            submitted = (pool.submit(make, step) for step in range(start, stop))
+            submitted = (pool.submit(self.micro_batches, step, pin=pin) for step in range(start, stop))
             coming = next(submitted, None)
             while coming is not None:
                 batches, coming = coming.result(), next(submitted, None)

@@ -46,10 +46,7 @@ def mask_tokens(
 
 
 def describe_masking(rows: Iterable[tuple[np.ndarray, Masked]], *, whole_words: bool) -> str:
-    """One line for the log: how much is predicted, and what stands in its place.
-
-    Of each row `rows` has the words (T,) that `mask_tokens` was given, and what it made of them.
-    """
+    """A line for the log on `rows`, each the words (T,) given to `mask_tokens` and its result: how much became what."""
     n_tokens, kinds = 0, np.zeros(3, dtype=np.int64)  # that could be chosen; the chosen ones by what they became
     for words, row in rows:
         n_tokens += int((words >= 0).sum())

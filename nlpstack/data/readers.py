@@ -20,6 +20,7 @@ from nlpstack.samples import sample
 
 PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
 Note = Callable[[str], None]  # takes a line that says what was done
+SplitFiles = dict[str, list[Path]]  # by the name of the split
 SUFFIXES = (".txt", ".jsonl")
 PACKED = (".gz", ".zst")
 _BAD_BYTE = " not UTF-8 at byte {at} (0x{byte:02x})"
@@ -54,9 +55,7 @@ class Piece(NamedTuple):
     last: bool  # the document ends with this piece
 
 
-def find_splits(
-    paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES, kind: str = "corpus"
-) -> dict[str, list[Path]]:
+def find_splits(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES, kind: str = "corpus") -> SplitFiles:
     """Files by split: {"train", and "val", "test" where there are any}, or {"all": ...} if no file is a split's.
 
     A folder with a `train.*` file is a data folder; any other folder stands for all files below it that end in one of
@@ -64,7 +63,7 @@ def find_splits(
     """
     if not paths:
         raise DataError("no data given; name it with --data FILE|DIR|GLOB|sample:NAME")
-    splits: dict[str, list[Path]] = {}
+    splits: SplitFiles = {}
     for text in paths:
         for split, files in _expand(text, suffixes, kind).items():
             splits.setdefault(split, []).extend(files)
@@ -73,14 +72,14 @@ def find_splits(
     return splits
 
 
-def _expand(text: str, suffixes: Sequence[str], kind: str) -> dict[str, list[Path]]:
+def _expand(text: str, suffixes: Sequence[str], kind: str) -> SplitFiles:
     accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file, suffixes)]
         if not files:
             raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
-        named: dict[str, list[Path]] = {}
+        named: SplitFiles = {}
         for file in files:
             if (split := SPLIT_NAMES.get(file.name.partition(".")[0].lower())) and file.parent == path:
                 named.setdefault(split, []).append(file)

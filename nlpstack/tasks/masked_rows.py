@@ -11,8 +11,7 @@ import torch
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_batch, pad_rows
 from nlpstack.data.loader import Example
 from nlpstack.data.masking import Masked, describe_masking, mask_tokens
-from nlpstack.data.packing import PackedBlocks
-from nlpstack.data.sentence_pairs import SentencePairs
+from nlpstack.data.packing import PackedBlocks, SentencePairs
 from nlpstack.data.shards import TokenShards
 
 _MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs

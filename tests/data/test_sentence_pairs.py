@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nlpstack.data import sentence_pairs as module
-from nlpstack.data.sentence_pairs import Pair, SentencePairs, truncate
+from nlpstack.data import packing as module
+from nlpstack.data.packing import Pair, SentencePairs, truncate
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import DataError
 from tests.handmade import MakeShards
