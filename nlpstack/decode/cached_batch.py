@@ -16,8 +16,7 @@ class CachedBatch:
     """
 
     def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        self.model = model
-        self.context = model.config.max_seq_len
+        self.model, self.context = model, model.config.max_seq_len
         self.lengths = list(map(len, prompts))  # of each row's tokens, how many the next one depends on
         self.slides = [0] * len(prompts)
         self.n_prompt = max(self.lengths)

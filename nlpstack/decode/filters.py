@@ -55,10 +55,8 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution (B, V) that is drawn from, in fp64 on the CPU: temperature, then top-k, top-p and min-p."""
-    logits = apply_temperature(logits, sampling.temperature)
-    logits = keep_top_k(logits, sampling.top_k)
-    logits = keep_top_p(logits, sampling.top_p)
-    logits = keep_min_p(logits, sampling.min_p)
+    logits = keep_top_k(apply_temperature(logits, sampling.temperature), sampling.top_k)
+    logits = keep_min_p(keep_top_p(logits, sampling.top_p), sampling.min_p)
     return logits.cpu().double().softmax(dim=-1)
 
 

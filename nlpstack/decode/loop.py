@@ -12,7 +12,7 @@ from nlpstack.decode.cached_batch import CachedBatch
 from nlpstack.decode.filters import choose
 from nlpstack.decode.rules import TokenRules
 from nlpstack.decode.sampling import Sampling
-from nlpstack.decode.text import Generation, Prompt, Text, Timing, encode_prompts
+from nlpstack.decode.text import Generation, Given, Prompt, Text, Timing, encode_prompts
 from nlpstack.errors import ConfigError
 from nlpstack.model import GPT
 from nlpstack.tokenizer.base import Tokenizer
@@ -21,7 +21,7 @@ from nlpstack.tokenizer.base import Tokenizer
 def decode(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | tuple[str, list[int]]],
+    prompts: Sequence[Given],
     sampling: Sampling,
     *,
     batch_size: int = 16,
@@ -89,8 +89,7 @@ class _Samples:
     """Texts whose next tokens are the likeliest, or drawn."""
 
     def __init__(self, prompts: list[Prompt], rules: TokenRules, on_text: Callable[[str], None] | None) -> None:
-        self.rules = rules
-        self.on_text = on_text
+        self.rules, self.on_text = rules, on_text
         self.texts = [Text(prompt, rules, n) for prompt in prompts for n in range(rules.sampling.samples)]
         self.going = self.texts
 

@@ -37,8 +37,7 @@ class TokenRules:
             if before < least:
                 raise ConfigError(f"forced: token {eos_id}, the end of text, would come before min_new_tokens={least}")
 
-        never = torch.zeros(len(weight), dtype=torch.bool)
-        never[tokenizer.vocab_size :] = True
+        never = torch.arange(len(weight)) >= tokenizer.vocab_size
         never[[*banned, *(token for token in tokenizer.special_ids if token != eos_id)]] = True
         too_early = never.clone()
         if eos_id is not None:

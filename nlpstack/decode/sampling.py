@@ -97,23 +97,19 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             rule = "must be between -1,000 and 1,000; ban or force the token instead"
             _refuse(abs(bias) > 1000, f"logit_bias {token!r}={bias}: {rule}")
-        values = {name: getattr(self, name) for name in _DRAWING}
-        drawn = ", ".join(f"{name}={value}" for name, value in values.items() if value not in _DRAWING[name])
+        drawn = ", ".join(f"{name}={own}" for name, off in _DRAWING.items() if (own := getattr(self, name)) not in off)
         beams, samples = f"beams={self.beams}", f"samples={self.samples}"
         most, least = f"max_new_tokens={self.max_new_tokens}", f"min_new_tokens={self.min_new_tokens}"
         how = "greedy" if self.greedy else drawn
         _refuse(self.beams > 1 and how, f"{beams} with {how}: beam search draws nothing; leave out one side")
         _refuse(self.greedy and drawn, f"greedy with {drawn}: it always takes the likeliest token; leave out one side")
         how = "greedy" if self.greedy else f"temperature={self.temperature}"
-        _refuse(
-            self.samples > 1 and self.beams == 1 and self.always_likeliest,
-            f"{samples} with {how}: they would all be the same text; draw them, or give beams",
-        )
+        alike = self.samples > 1 and self.beams == 1 and self.always_likeliest
+        _refuse(alike, f"{samples} with {how}: they would all be the same text; draw them, or give beams")
         _refuse(1 < self.beams < self.samples, f"{samples} with {beams}: there are no more texts than beams")
-        _refuse(
-            self.beams == 1 and self.length_penalty != 1,
-            f"length_penalty={self.length_penalty} without beams: only beam search has one; give beams",
-        )
+        unused = self.beams == 1 and self.length_penalty != 1
+        penalty = f"length_penalty={self.length_penalty}"
+        _refuse(unused, f"{penalty} without beams: only beam search has one; give beams")
         _refuse(self.min_new_tokens > self.max_new_tokens, f"{least} with {most}: raise the latter")
         n_forced = len(self.forced)
         _refuse(n_forced > self.max_new_tokens, f"forced: {n_forced} tokens do not fit into {most}; raise it")

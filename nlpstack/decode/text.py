@@ -12,6 +12,7 @@ from nlpstack.decode.sampling import Sampling
 from nlpstack.errors import DataError
 from nlpstack.tokenizer.base import Tokenizer
 
+Given = str | tuple[str, list[int]]  # a prompt, its text alone or with its tokens
 StoppedBy = Literal["eos", "stop", "length"]
 
 
@@ -64,9 +65,7 @@ class Prompt(NamedTuple):
     tokens: list[int]
 
 
-def encode_prompts(
-    tokenizer: Tokenizer, prompts: Sequence[str | tuple[str, list[int]]], context: int, sampling: Sampling
-) -> list[Prompt]:
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Given], context: int, sampling: Sampling) -> list[Prompt]:
     """The prompts as tokens; raises DataError for one that the model has no room for, or nothing to start from."""
     encoded = []
     for number, prompt in enumerate(prompts, 1):
@@ -151,10 +150,7 @@ class Text:
         last = len(self.tokens) == self.sampling.max_new_tokens
         ended = token == self.tokenizer.eos_id
         text = self.stream.push(b"" if ended else self.tokenizer.token_bytes(token), final=ended or last)
-        if self.stream.stopped:
-            self.stopped_by = "stop"
-        elif ended or last:
-            self.stopped_by = "eos" if ended else "length"
+        self.stopped_by = "stop" if self.stream.stopped else "eos" if ended else "length" if last else None
         return text
 
     def generation(self, sample: int) -> Generation:
