@@ -9,7 +9,7 @@ import math
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nlpstack.model.transformer import Block, Transformer
 
@@ -46,26 +46,20 @@ def see_neighbours(transformer: Transformer, generator: torch.Generator) -> None
     energy = config.dim * size * _PLACE_STD**2 / (size * _PLACE_STD**2 + (config.dim - size) * _TOKEN_STD**2)
     scale = math.sqrt(_PEAK * math.sqrt(width) / (energy * min(1.0, width / size)))
     group = config.n_heads // config.kv_heads
+    queries = attention.q_proj.weight.mul_(0.1).view(config.n_heads, width, -1)
+    keys = attention.k_proj.weight.mul_(0.1).view(config.kv_heads, width, -1)
     for number in range(config.kv_heads):
-        rows = slice(number * width, (number + 1) * width)
         square = torch.randn(max(width, size), max(width, size), generator=generator)
         reads = scale * torch.linalg.qr(square)[0][:width, :size]  # (K, size), orthonormal but for the scale
-        attention.k_proj.weight[rows] *= 0.1
-        attention.k_proj.weight[rows, places] = reads
+        keys[number, :, places] = reads
         for head in range(number * group, (number + 1) * group):
-            rows = slice(head * width, (head + 1) * width)
             distance = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
-            attention.q_proj.weight[rows] *= 0.1
-            attention.q_proj.weight[rows, places] = reads @ _moved(frequencies, distance)
+            cos, sin = (distance * frequencies).cos(), (distance * frequencies).sin()
+            # (size, size): turns the sinusoids of a place into those of the place `distance` tokens on.
+            moved = torch.block_diag(*torch.stack((cos, sin, -sin, cos), dim=-1).view(-1, 2, 2))
+            queries[head, :, places] = reads @ moved
     attention.v_proj.weight.mul_(1 / math.sqrt(config.dim) / attention.v_proj.weight.std())
     attention.out_proj.weight.mul_(_OUT_STD / math.sqrt(config.dim) / attention.out_proj.weight.std())
-
-
-def _moved(frequencies: Tensor, distance: int) -> Tensor:
-    """The matrix (size, size) that turns the sinusoids of a place into those of the place `distance` tokens on."""
-    cos, sin = (distance * frequencies).cos(), (distance * frequencies).sin()
-    moved: Tensor = torch.block_diag(*torch.stack((cos, sin, -sin, cos), dim=-1).view(-1, 2, 2))
-    return moved
 
 
 @torch.no_grad()
@@ -83,8 +77,7 @@ def see_shared_tokens(transformer: Transformer, pooler: nn.Linear, generator: to
 
     # A basis of the part of the width in which tokens are told apart.
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
-    side, shared = torch.zeros(2, config.dim)
-    side[:size], shared[:size] = basis[0], basis[1]
+    side, shared = nn.functional.pad(basis[:2], (0, config.dim - size))
     norm = _SEGMENT * _TOKEN_STD * math.sqrt(config.dim)
     transformer.segments.weight[0], transformer.segments.weight[1] = norm * side, -norm * side
     apart = _SEGMENT * math.sqrt(config.dim)  # what a normalised state's product with `side` is, about

@@ -25,7 +25,7 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.activation = config.activation
+        self.activation = "gelu" if config.activation == "swiglu" else config.activation  # nothing is gated here
         self.dense = nn.Linear(config.dim, config.dim, bias=config.bias)
         self.norm = make_norm(config)
         self.decoder = None if config.tied else nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -33,8 +33,7 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        activation = "gelu" if self.activation == "swiglu" else self.activation  # nothing is gated here
-        transformed: Tensor = self.norm(activate(self.dense(hidden), activation))
+        transformed: Tensor = self.norm(activate(self.dense(hidden), self.activation))
         return transformed
 
 

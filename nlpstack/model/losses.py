@@ -37,9 +37,8 @@ def token_scores(
     The first in nats, fp32 or wider, 0 where ignored; the second bool, False where ignored; both of labels' shape.
     Finding the likeliest takes as long as the rest: without `ranked` the second is False throughout.
     """
-    dtype = product_dtype(hidden)
-    rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(dtype), labels.reshape(-1)
-    matrix = weight.to(dtype)
+    rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(product_dtype(hidden)), labels.reshape(-1)
+    matrix = weight.to(rows.dtype)
     nll, hits = [], []
     for h, y in zip(rows.split(chunk), flat.split(chunk), strict=True):
         logits = _logits(h, matrix, bias)
@@ -65,8 +64,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             matrix = weight.to(rows.dtype)
-            grad_rows = torch.empty_like(rows)
-            grad_weight = torch.zeros_like(weight)
+            grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
             grad_bias = None if bias is None else torch.zeros_like(bias)
             total = torch.zeros((), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
             for start in range(0, labels.shape[0], chunk):
