@@ -24,10 +24,9 @@ from nlpstack.errors import ConfigError, did_you_mean
 from nlpstack.hub import load_model
 from nlpstack.job import count_parameters, make_choices, run_session
 from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes
-from nlpstack.model import BERT, GPT, LanguageModel
+from nlpstack.model import BERT, GPT, LanguageModel, on_meta
 from nlpstack.model.heads import HEADS
 from nlpstack.model.kernels import faster_in_training, fused_attention, plain_attention
-from nlpstack.model.meta import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer

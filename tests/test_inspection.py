@@ -15,7 +15,7 @@ from nlpstack.hub import load_model, save_model
 from nlpstack.inspection import EXTRAS, doctor, info
 from nlpstack.model import BERT, GPT, TransformerConfig
 from nlpstack.model.heads import Labels
-from nlpstack.model.meta import on_meta
+from nlpstack.model.transformer import on_meta
 from nlpstack.recipes import find_recipe, list_recipes
 from nlpstack.samples import sample
 from nlpstack.train.run import load_run

@@ -7,7 +7,7 @@ import pytest
 from nlpstack.errors import DataError
 from nlpstack.job import RunOptions
 from nlpstack.model import BERT, GPT
-from nlpstack.model.meta import on_meta
+from nlpstack.model.transformer import on_meta
 from nlpstack.pretrain import pretrain
 from nlpstack.recipes import list_recipes
 from nlpstack.train.run import load_run

@@ -15,10 +15,9 @@ from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
 from nlpstack.hub.families import Json, bare_prefix, check_tensors, family_of, layout, model_heads, stored_names
 from nlpstack.hub.tensors import read_tensors
-from nlpstack.model import BERT, LanguageModel
+from nlpstack.model import BERT, LanguageModel, on_meta
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 from nlpstack.model.lora import AdapterSize, LoRAConfig, adapters, add_lora, trainable_state
-from nlpstack.model.meta import on_meta
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, OURS = "adapter_config.json", "adapter_model.safetensors", "nlpstack.json"
 Linears = dict[str, tuple[str, ...]]  # the family's name of a linear layer -> ours, which may be several stacked in one

@@ -17,9 +17,8 @@ from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
 from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
-from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
+from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig, on_meta
 from nlpstack.model.lora import adapters
-from nlpstack.model.meta import on_meta
 from nlpstack.tokenizer import load_tokenizer
 
 T = TypeVar("T")

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from nlpstack.model.bert_start import see_neighbours, see_shared_tokens
 from nlpstack.model.heads import ALL_HEADS, HEADS, Head, Labels, MaskedLMHead, Pooler
 from nlpstack.model.kernels import drop
-from nlpstack.model.meta import on_meta
-from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
+from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights, on_meta
 
 
 class BERT(nn.Module):
@@ -53,8 +52,7 @@ class BERT(nn.Module):
         if config.positions == "learned" and config.dim >= 8:
             see_neighbours(model.transformer, generator)
             enough = config.n_layers >= 2 and config.n_heads == config.kv_heads >= 3
-            if "nsp" in model.heads and config.n_segments == 2 and enough:
-                assert model.pooler is not None
+            if model.pooler and "nsp" in model.heads and config.n_segments == 2 and enough:
                 see_shared_tokens(model.transformer, model.pooler.dense, generator)
         return model
 

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nlpstack.model.kernels import linear
-from nlpstack.model.kv_cache import KVCache
-from nlpstack.model.meta import on_meta
-from nlpstack.model.transformer import Transformer, TransformerConfig, init_weights
+from nlpstack.model.transformer import KVCache, Transformer, TransformerConfig, init_weights, on_meta
 
 
 class GPT(nn.Module):

@@ -1,7 +1,9 @@
 """The one Transformer core: token ids in, hidden states out. GPT and BERT are this with different values."""
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +11,11 @@ import torch.utils.checkpoint
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nlpstack.model.kernels import Linear, drop, fused_attention, plain_attention
+from nlpstack.model.losses import product_dtype
 from nlpstack.model.positions import Stretch, rotary_angles, rotate, sinusoidal
-
-if TYPE_CHECKING:
-    from nlpstack.model.kv_cache import KVCache
-
-INIT_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -99,15 +98,12 @@ class AttentionMask(NamedTuple):
     is_causal: bool = False  # only ever True with attn_mask None
 
 
-def attention_mask(
-    *, causal: bool, n_new: int, n_keys: int, mask: Tensor | None, device: torch.device
-) -> AttentionMask:
+def attention_mask(causal: bool, n_new: int, n_keys: int, mask: Tensor | None, device: torch.device) -> AttentionMask:
     """What `n_new` queries, the last of `n_keys` tokens, may attend to; `mask` (B, S) is True at real tokens."""
-    if mask is None:
-        if not causal or n_new == 1:
-            return AttentionMask()
-        if n_new == n_keys:
-            return AttentionMask(is_causal=True)
+    if mask is None and (not causal or n_new == 1):
+        return AttentionMask()
+    if mask is None and n_new == n_keys:
+        return AttentionMask(is_causal=True)
     own = torch.arange(n_keys - n_new, n_keys, device=device)[:, None]  # (T, 1): each query's own column
     column = torch.arange(n_keys, device=device)  # (S,)
     allowed = (column <= own) if causal else torch.ones(n_new, n_keys, dtype=torch.bool, device=device)  # (T, S)
@@ -118,12 +114,49 @@ def attention_mask(
     return AttentionMask(allowed)  # (B, 1, T, S)
 
 
+class KVCache:
+    """Preallocated keys and values, (B, kv heads, max_len, K) a layer; made, kept and dropped by the caller.
+
+    Each token is fed once. Rows of unequal length are padded on the left: `mask` says which columns hold real tokens.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values
+        self.max_len = keys[0].shape[2]  # columns there is room for
+        self.length = 0  # columns filled, the same for all rows
+        self.mask: Tensor | None = None  # bool (B, length), None while every column of every row is real
+
+    @classmethod
+    def for_model(cls, model: "Transformer", batch_size: int, max_len: int) -> "KVCache":
+        """An empty cache of the model's shape, device and activation dtype for at most `max_len` columns."""
+        shape = (batch_size, model.config.kv_heads, max_len, model.config.head_dim)
+        dtype, device = product_dtype(model.tokens.weight), model.tokens.weight.device
+        keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in model.blocks] for _ in range(2))
+        return cls(keys, values)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values (B, H, T, K); all of the layer's, (B, H, S, K), come back."""
+        end = self.length + keys.shape[2]
+        assert end <= self.max_len, f"cache of {self.max_len} columns asked to hold {end}"
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def extend_mask(self, mask: Tensor | None, n_new: int) -> Tensor | None:
+        """The mask (B, S) of cached and new columns, given the new ones' (B, T); None if all are real."""
+        if self.mask is None and mask is None:
+            return None
+        real = torch.ones(len(self.keys[0]), self.length + n_new, dtype=torch.bool, device=self.keys[0].device)
+        old = real[:, : self.length] if self.mask is None else self.mask
+        return torch.cat((old, real[:, self.length :] if mask is None else mask), dim=1)
+
+
 class LayerInput(NamedTuple):
     """What every layer is given beside the hidden states, computed once per forward pass."""
 
     mask: AttentionMask
     rotary: tuple[Tensor, Tensor] | None  # cos and sin, each (1 or B, 1, T, K / 2)
-    cache: "KVCache | None"
+    cache: KVCache | None
     plain: bool  # attention by plain_attention, not by the fused kernel
 
 
@@ -140,8 +173,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(config.dim, config.dim, bias=config.bias)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
-        batch, n_new, _ = projected.shape
-        return projected.view(batch, n_new, -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
+        return projected.view(*projected.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
 
     def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
         """Mix tokens: (B, T, D) -> (B, T, D)."""
@@ -181,8 +213,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         wide = self.up_proj(x)  # (B, T, ffn_dim)
-        gated = self.activation == "swiglu"
-        wide = F.silu(self.gate_proj(x)) * wide if gated else activate(wide, self.activation)
+        wide = F.silu(self.gate_proj(x)) * wide if self.activation == "swiglu" else activate(wide, self.activation)
         narrow: Tensor = self.down_proj(wide)
         return narrow
 
@@ -199,12 +230,11 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.pre_norm = config.pre_norm
+        self.pre_norm, self.dropout = config.pre_norm, config.dropout
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
-        self.dropout = config.dropout
 
     def forward(self, x: Tensor, layer: int, given: LayerInput) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -240,7 +270,7 @@ class Transformer(nn.Module):
         *,
         mask: Tensor | None = None,
         segments: Tensor | None = None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
         n_layers: int | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T).
@@ -249,9 +279,8 @@ class Transformer(nn.Module):
         `segments` (B, T) says which text of a pair a token belongs to (None: the first). With `n_layers` (0: the
         embeddings) the states after so many blocks come back, without the norm that follows the last one.
         """
-        batch_size, n_new = tokens.shape
-        n_cached = cache.length if cache is not None else 0
-        full_mask = cache.extend_mask(mask, batch_size, n_new) if cache is not None else mask
+        n_new = tokens.shape[1]
+        n_cached, full_mask = (cache.length, cache.extend_mask(mask, n_new)) if cache is not None else (0, mask)
         # A token's position is the number of real tokens before it, so padding on either side changes nothing.
         positions = torch.arange(n_cached, n_cached + n_new, device=tokens.device)  # (T,)
         if full_mask is not None:
@@ -261,9 +290,7 @@ class Transformer(nn.Module):
         if self.config.positions == "rotary":
             cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.stretch)
             rotary = cos[..., None, :, :], sin[..., None, :, :]  # (B, 1, T, K / 2) or (1, T, K / 2)
-        attends = attention_mask(
-            causal=self.config.causal, n_new=n_new, n_keys=n_cached + n_new, mask=full_mask, device=tokens.device
-        )
+        attends = attention_mask(self.config.causal, n_new, n_cached + n_new, full_mask, tokens.device)
         given = LayerInput(attends, rotary, cache, plain=self.training and self.train_attention == "plain")
         for layer, block in enumerate(self.blocks[:n_layers]):
             if self.checkpoint_activations and self.training:
@@ -297,12 +324,27 @@ def init_weights(model: nn.Module, *, n_layers: int, generator: torch.Generator)
     (Radford et al. 2019, section 2.3). Module order fixes the draws, so equal seeds give equal models.
     """
     for name, module in model.named_modules():
-        bias = getattr(module, "bias", None)
         if isinstance(module, nn.Linear | nn.Embedding):
-            residual = name.endswith(("out_proj", "down_proj"))
-            std = INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD
+            std = 0.02 / (math.sqrt(2 * n_layers) if name.endswith(("out_proj", "down_proj")) else 1)
             nn.init.normal_(module.weight, std=std, generator=generator)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             nn.init.ones_(module.weight)
-        if isinstance(bias, Tensor):
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
             nn.init.zeros_(bias)
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out torch.nn.init, which on the meta device sets nothing, yet imports torch's compiler: seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules built inside the block have shapes and no memory."""
+    with torch.device("meta"), _NoInitialValues():
+        yield

@@ -11,7 +11,7 @@ from nlpstack.data.batch import Batch
 from nlpstack.data.loader import Loader, Shuffled
 from nlpstack.model import GPT, IGNORE_INDEX, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy
-from nlpstack.model.meta import on_meta
+from nlpstack.model.transformer import on_meta
 
 SHAPE = TransformerConfig(vocab_size=300, max_seq_len=32, dim=64, n_layers=3, n_heads=4)
 
