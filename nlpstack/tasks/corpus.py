@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from nlpstack.data.corpus import Split
@@ -45,11 +46,8 @@ def tokenize_split(
         eos_id=layout.eos_id,
         sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
     )
+    encode = partial(tokenizer.encode_batch, threads=threads)
+    segment = partial(split_sentences, language=layout.language) if layout.language else None
     return load_or_tokenize(
-        split.pieces,
-        lambda texts: tokenizer.encode_batch(texts, threads=threads),
-        spec,
-        cache,
-        lambda text: note(f"{split.name}: {text}"),
-        segment=(lambda text: split_sentences(text, layout.language)) if layout.language else None,
+        split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=segment
     )
