@@ -98,7 +98,7 @@ def _material(
         write_samples = partial(task.write, model, task.prompts(val, train.samples), train.sample_tokens, train.seed)
     else:
         rows = task.examples(learned, train.seed)
-        for line in [*rows.rows.report(), *rows.describe(_DESCRIBED_ROWS)]:
+        for line in [*rows.rows.about, *rows.describe(_DESCRIBED_ROWS)]:
             note(line)
         scored = task.scored_rows(val, config.eval)  # what cannot be scored is known before the first step
         note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")

@@ -55,8 +55,9 @@ class PairRows:
     """Two texts a row, of which the second follows the first or does not."""
 
     def __init__(self, shards: TokenShards, form: RowFormat, seed: int) -> None:
-        self.form, self.segmenter = form, shards.spec.sentences
-        self.pairs = SentencePairs(shards, form.length - 3, seed)
+        self.form, self.pairs = form, SentencePairs(shards, form.length - 3, seed)
+        cut = f"sentences cut by {shards.spec.sentences}; a language it does not know by English rules"
+        self.about = [cut, *self.pairs.report()]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -67,18 +68,13 @@ class PairRows:
         cls, sep = [self.form.cls_id], [self.form.sep_id]
         return Row(np.concatenate((cls, first, sep, second, sep)), len(first) + 2, int(not is_next))
 
-    def report(self) -> list[str]:
-        """How many pairs there are, and of what they are made."""
-        cut = f"sentences cut by {self.segmenter}; a language it does not know by English rules"
-        return [cut, *self.pairs.report()]
-
 
 class PackedRows:
     """One text a row, as long as fits, across documents (RoBERTa's FULL-SENTENCES: Liu et al. 2019, section 4.2)."""
 
     def __init__(self, shards: TokenShards, form: RowFormat, seed: int) -> None:
-        self.form = form
-        self.blocks = PackedBlocks(shards, form.length - 2, seed)
+        self.form, self.blocks = form, PackedBlocks(shards, form.length - 2, seed)
+        self.about = [f"rows: {len(self):,} an epoch, each of {form.length - 2} tokens between its marks"]
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -87,16 +83,13 @@ class PackedRows:
         """`[CLS] text [SEP]`."""
         return single_row(self.blocks.block(epoch, index)[:-1], self.form)
 
-    def report(self) -> list[str]:
-        """How many rows there are."""
-        return [f"rows: {len(self):,} an epoch, each of {self.form.length - 2} tokens between its marks"]
-
 
 class Stretches:
     """The whole text in order, cut into rows of one text, the last of which may be short; the same in every epoch."""
 
     def __init__(self, shards: TokenShards, form: RowFormat) -> None:
         self.shards, self.form = shards, form
+        self.about = [f"rows: {len(self):,}, the whole text in order"]
 
     def __len__(self) -> int:
         return math.ceil(len(self.shards) / (self.form.length - 2))
@@ -105,10 +98,6 @@ class Stretches:
         """`[CLS] text [SEP]`."""
         start = index * (self.form.length - 2)
         return single_row(self.shards.read(start, min(start + self.form.length - 2, len(self.shards))), self.form)
-
-    def report(self) -> list[str]:
-        """How many rows there are."""
-        return [f"rows: {len(self):,}, the whole text in order"]
 
 
 def single_row(tokens: np.ndarray, form: RowFormat) -> Row:
@@ -131,7 +120,7 @@ class MaskedRows:
     def masked(self, epoch: int, index: int) -> tuple[Row, Masked]:
         """A row, and what is hidden in it."""
         row, form = self.rows.row(epoch, index), self.form
-        hidden = mask_tokens(
+        return row, mask_tokens(
             row.tokens,
             form.word_ids(row.tokens),
             share=form.share,
@@ -140,7 +129,6 @@ class MaskedRows:
             random_ids=form.random_ids,
             rng=np.random.default_rng((self.seed, epoch, index, _MASK_SALT)),
         )
-        return row, hidden
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Examples as one batch, every row filled up to the longest one there may be, so that shapes do not change."""
