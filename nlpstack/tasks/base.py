@@ -12,6 +12,7 @@ from nlpstack.data.batch import Batch
 from nlpstack.errors import ModelError
 from nlpstack.metrics import Metric
 from nlpstack.metrics.text import TextScoring
+from nlpstack.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -92,7 +93,9 @@ class Task(Protocol):
     """The glue between text, a model, its loss and its scores."""
 
     name: str
+    tokenizer: Tokenizer
     target: str  # the score that training watches
+    scores: type[Metric]  # what `metric` makes
     loss_chunk: int = 1  # rows whose logits are held at a time
     layout: DocumentLayout = DocumentLayout()
     predicted_share: float = 0.0  # of the tokens of a batch, that the model has to predict
@@ -107,9 +110,16 @@ class Task(Protocol):
 
     def metric(self, config: EvalConfig) -> Metric:
         """An empty metric for `score` to fill."""
+        return self.scores()
 
     def score(self, model: nn.Module, batch: Any, metric: Any) -> None:
         """Run the model on a batch and count the outcome."""
 
     def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """How the scores are made, in the form name:value|name:value."""
+        """How the scores are made, in the form name:value|name:value; ConfigError for what cannot be scored."""
+        parts = {**self.reading(model, config), "tok": self.tokenizer.hash[:12], "dtype": dtype}
+        words = {name: ("no", "yes")[part] if isinstance(part, bool) else part for name, part in parts.items()}
+        return "|".join(f"{name}:{word}" for name, word in words.items())
+
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """All that changes the scores, beside tokenizer and dtype."""

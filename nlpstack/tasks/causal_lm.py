@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ _PROMPT_TOKENS = 256  # tokens read to find a prompt in
 _GROUPS = 16  # windows are gathered for so many batches, so that those batched are of like length
 
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
+class Window(NamedTuple):
     """A stretch of a document: its inputs, and which of the tokens after them are scored here (DESIGN section 7)."""
 
     document: int
@@ -66,15 +66,12 @@ def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> It
     """Windows in batches of at most `batch_tokens` tokens, those of like length together."""
     while group := list(islice(parts, _GROUPS * max(1, batch_tokens // window))):
         for places in by_length([len(part.tokens) - 1 for part in group], batch_tokens):
-            yield _pad([group[place] for place in places])
-
-
-def _pad(parts: list[Window]) -> WindowBatch:
-    tokens = pad_rows([part.tokens[:-1] for part in parts], 0)
-    labels = pad_rows([part.tokens[1:] for part in parts], IGNORE_INDEX)
-    for row, part in zip(labels, parts, strict=True):
-        row[: len(part.tokens) - 1 - part.n_scored] = IGNORE_INDEX
-    return WindowBatch(batch=Batch(tokens=tokens, labels={"lm": labels}), windows=parts)
+            like = [group[place] for place in places]
+            tokens = pad_rows([part.tokens[:-1] for part in like], 0)
+            labels = pad_rows([part.tokens[1:] for part in like], IGNORE_INDEX)
+            for row, part in zip(labels, like, strict=True):
+                row[: len(part.tokens) - 1 - part.n_scored] = IGNORE_INDEX
+            yield WindowBatch(batch=Batch(tokens=tokens, labels={"lm": labels}), windows=like)
 
 
 class CausalLM(Task):
@@ -82,6 +79,7 @@ class CausalLM(Task):
 
     name = "causal_lm"
     target = "loss"
+    scores = LanguageModelScores
     predicted_share = 1.0
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -101,10 +99,6 @@ class CausalLM(Task):
         window, stride = self._window(model, config)
         return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
 
-    def metric(self, config: EvalConfig) -> LanguageModelScores:
-        """Loss, perplexities and bits per byte, not filled yet."""
-        return LanguageModelScores()
-
     def score(self, model: nn.Module, batch: WindowBatch, metric: LanguageModelScores) -> None:
         """Score a batch of windows."""
         assert isinstance(model, GPT)
@@ -120,14 +114,11 @@ class CausalLM(Task):
             metric.update(window.document, total, window.n_scored, n_bytes)
             metric.add_document(window.document, window.n_words, window.n_targets)
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """Window, stride, BOS policy, tokenizer and dtype of the scores."""
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """Window, stride, marks that are scored, and how much of the text."""
         window, stride = self._window(model, config)
-        bos = "yes" if self.tokenizer.bos_id is not None else "no"
-        return (
-            f"window:{window}|stride:{stride}|bos:{bos}|eos:no|max_tokens:{config.max_tokens or 'all'}"
-            f"|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
-        )
+        read = {"window": window, "stride": stride, "bos": self.tokenizer.bos_id is not None, "eos": False}
+        return {**read, "max_tokens": config.max_tokens or "all"}
 
     def _window(self, model: nn.Module, config: EvalConfig) -> tuple[int, int]:
         assert isinstance(model, GPT)
@@ -147,23 +138,20 @@ class CausalLM(Task):
         for at in chain(range(start, len(data), _PROMPT_TOKENS), range(0, start, _PROMPT_TOKENS)):
             text = self.tokenizer.decode(data.read(at, min(at + _PROMPT_TOKENS, len(data))).tolist()).strip("\ufffd")
             # Text cut anywhere begins inside a line, the validation part of a single document too.
-            text = text.partition("\n")[2].strip() or text.partition(" ")[2].strip() or text.strip()
-            if text:
+            if text := text.partition("\n")[2].strip() or text.partition(" ")[2].strip() or text.strip():
                 lines = text.split("\n")
                 words = next((line for line in lines if len(line.split()) >= 2), lines[0]).split()[:PROMPT_WORDS]
                 return " ".join(words)[:PROMPT_CHARS].rstrip()
         return ""  # nothing but white space
 
-    def _fitted(self, prompt: str, context: int) -> str:
-        """As much of a prompt's beginning as a context of so many tokens holds."""
-        while len(self.tokenizer.encode(prompt)) > context:
-            prompt = prompt[:-1]
-        return prompt
-
     def write(self, model: nn.Module, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
         """What the model writes after each prompt, cut to its context; sampled from the 50 likeliest tokens."""
         assert isinstance(model, GPT)
         sampling = Sampling(max_new_tokens=max_new_tokens, top_k=50, temperature=0.8, seed=seed)
-        fitted = [self._fitted(prompt, model.config.max_seq_len) for prompt in prompts]
+        fitted = []
+        for prompt in prompts:
+            while len(self.tokenizer.encode(prompt)) > model.config.max_seq_len:
+                prompt = prompt[:-1]
+            fitted.append(prompt)
         texts, _ = decode(model, self.tokenizer, fitted, sampling)
         return [{"prompt": text.prompt, "text": text.text} for text in texts]

@@ -17,7 +17,7 @@ from nlpstack.metrics.classification import LabelScores
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, knows, label_logits
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, RowBatch, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 _TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
@@ -44,6 +44,7 @@ class Classification(Task):
     """The task of labels on texts (Devlin et al. 2019, section 4.1)."""
 
     name = "classification"
+    scores = LabelScores
     heads: tuple[Head, ...] = ("pooler", "sequence")
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
@@ -53,10 +54,9 @@ class Classification(Task):
         self.ids = {name: number for number, name in enumerate(labels.names)}
         self.weights: Tensor | None = None  # (C,) of the classes, in the loss
         if labels.problem != "single" and (config.class_weights != "none" or config.label_smoothing):
-            raise ConfigError(
-                "task.class_weights and task.label_smoothing are of labels of which each text has one; this data has "
-                + ("any number of them a text" if labels.problem == "multi" else "numbers")
-            )
+            fault = "task.class_weights and task.label_smoothing are of labels of which each text has one"
+            there = "any number of them a text" if labels.problem == "multi" else "numbers"
+            raise ConfigError(f"{fault}; this data has {there}")
 
     def weigh(self, examples: Sequence[TextExample]) -> None:
         """With `class_weights = "balanced"`, weigh classes by how rare they are: n / (C n_c), scikit-learn's rule."""
@@ -119,16 +119,13 @@ class Classification(Task):
         for row, *values in zip(batch.rows, *(column.tolist() for column in columns), strict=True):
             metric.update(*values, number=row.example)  # type: ignore[misc]  # there are four values at most
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """Kind of labels, threshold, context, tokenizer and dtype of the scores."""
-        threshold = f"|threshold:{self.config.threshold:g}" if self.labels.problem == "multi" else ""
-        labels, cut = f"{self.labels.problem}:{len(self.labels.names)}", "yes" if self.config.truncate else "no"
-        how = f"labels:{labels}{threshold}|context:{self.frame.length}|truncate:{cut}"
-        return f"{how}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """Kind and number of labels, threshold, context, and whether texts are cut to it."""
+        threshold = {"threshold": f"{self.config.threshold:g}"} if self.labels.problem == "multi" else {}
+        labels = {"labels": f"{self.labels.problem}:{len(self.labels.names)}", **threshold}
+        return {**labels, "context": self.frame.length, "truncate": self.config.truncate}
 
-    def results(
-        self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def results(self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None) -> Iterator[Result]:
         """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
         device, problem = next(model.parameters()).device, self.labels.problem
         for batch in rows.batches(budget):

@@ -66,6 +66,7 @@ class Generation(Task):
 
     name = "generation"
     target = "loss"
+    scores = GenerationScores
     predicted_share = 1.0
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, config: TaskConfig) -> None:
@@ -86,13 +87,10 @@ class Generation(Task):
             over = len(self.frame.cls) + len(prompt) + len(answer) + 1 - self.length
             if over > 0:
                 if not self.config.truncate or over >= len(prompt):
-                    cure = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
-                    if over >= len(prompt):
-                        cure = "a completion is never cut; shorten it"
-                    raise DataError(
-                        f"{example.where}: prompt and completion have {self.length + over:,} tokens, the model's "
-                        f"context {self.length:,}; {cure}"
-                    )
+                    cut = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
+                    cure = cut if over < len(prompt) else "a completion is never cut; shorten it"
+                    size = f"have {self.length + over:,} tokens, the model's context {self.length:,}"
+                    raise DataError(f"{example.where}: prompt and completion {size}; {cure}")
                 prompt, n_cut = prompt[over:], n_cut + 1
             parts: list[Any] = [self.frame.cls, prompt, answer, [self.tokenizer.eos_id]]
             tokens = np.concatenate(parts).astype(np.int64)
@@ -117,8 +115,7 @@ class Generation(Task):
         """All rows, in batches under the token budget, then the prompts, those of like length together."""
         yield from data.batches(config.batch_tokens)
         if config.new_tokens:
-            beams = {"beams": config.beams} if config.beams > 1 else {"greedy": True}
-            sampling = Sampling(max_new_tokens=config.new_tokens, **beams)
+            sampling = Sampling(max_new_tokens=config.new_tokens, beams=config.beams, greedy=config.beams == 1)
             order = sorted(enumerate(data.examples), key=lambda one: len(one[1].prompt))
             for start in range(0, len(order), _PROMPTS_AT_ONCE):
                 yield Prompts(examples=order[start : start + _PROMPTS_AT_ONCE], sampling=sampling)
@@ -144,10 +141,9 @@ class Generation(Task):
             metric.completions.update(row.example, total, row.labels[1], len(text.encode()))
             metric.completions.add_document(row.example, len(text.split()), row.labels[1])
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """What is scored, the context, tokenizer and dtype."""
-        tokenizer = self.tokenizer.hash[:12]
-        return f"scored:completion+eos|separator:newline|context:{self.length}|tok:{tokenizer}|dtype:{dtype}"
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """What is scored, what stands before it, and the context."""
+        return {"scored": "completion+eos", "separator": "newline", "context": self.length}
 
     def write(self, model: nn.Module, prompts: Sequence[str], sampling: Sampling) -> list[str]:
         """What the model writes after each prompt."""

@@ -17,6 +17,8 @@ from nlpstack.model import BERT, TransformerConfig
 from nlpstack.tasks.base import TaskConfig
 from nlpstack.tokenizer import Tokenizer
 
+Result = tuple[int, dict[str, Any]]  # an example's number, and what is predicted for it
+
 
 class Encoded(NamedTuple):
     """A row of tokens, and which example it is of."""
@@ -80,10 +82,8 @@ def knows(example: Any, kind: str, names: Iterable[str], known: Collection[str],
     strange = [name for name in names if name not in known]
     if strange and not config.ignore_unknown:
         there = ", ".join(islice(known, 8)) + (", ..." if len(known) > 8 else "")
-        raise DataError(
-            f"{example.where}: {kind} {strange[0]!r} is none that training saw ({there}); correct it, or leave such "
-            "examples out with --unknown-labels ignore"
-        )
+        cure = "correct it, or leave such examples out with --unknown-labels ignore"
+        raise DataError(f"{example.where}: {kind} {strange[0]!r} is none that training saw ({there}); {cure}")
     return not strange
 
 
@@ -130,10 +130,9 @@ class Frame:
     def _cut(self, where: str, first: np.ndarray, second: np.ndarray, over: int) -> tuple[np.ndarray, np.ndarray]:
         """The texts with `over` tokens fewer, taken from the end of the longer one until both are as long."""
         if not self.truncate:
-            raise DataError(
-                f"{where}: has {self.length + over:,} tokens with its marks, the model's context {self.length:,}; "
-                "shorten it, or cut what is too long: --truncate (predict, embed), else --set task.truncate=true"
-            )
+            size = f"has {self.length + over:,} tokens with its marks, the model's context {self.length:,}"
+            cure = "shorten it, or cut what is too long: --truncate (predict, embed), else --set task.truncate=true"
+            raise DataError(f"{where}: {size}; {cure}")
         self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
         room = len(first) + len(second) - over
         shorter = min(len(first), len(second), room // 2)

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,27 +37,22 @@ class MaskedLM(Task):
 
     name = "masked_lm"
     target = "loss"
+    scores = MaskedLMScores
 
     def __init__(self, tokenizer: Tokenizer, config: TaskConfig, length: int, *, language: str = "en") -> None:
         """`length` is that of a row, the model's context. ModelError if the tokenizer lacks a token that is needed."""
-        ids = {"[CLS]": tokenizer.cls_id, "[SEP]": tokenizer.sep_id, "[MASK]": tokenizer.mask_id}
-        if lacking := [name for name, token in ids.items() if token is None]:
-            raise ModelError(
-                f"the tokenizer has no {' and no '.join(lacking)} token, which a BERT's task needs; take one that has, "
-                "or train one with 'nlpstack tokenizer train'"
-            )
+        marks: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("cls_id", "sep_id", "mask_id")}
+        if lacks := [f"[{name[:-3].upper()}]" for name, token in marks.items() if token is None]:
+            cure = "take one that has, or train one with 'nlpstack tokenizer train'"
+            raise ModelError(f"the tokenizer has no {' and no '.join(lacks)} token, which a BERT's task needs; {cure}")
         self.tokenizer, self.config = tokenizer, config
         self.heads: tuple[Head, ...] = HEADS if config.nsp else ("mlm",)  # that the task trains
         self.predicted_share = config.mask_share
         self.loss_chunk = loss_chunk(tokenizer.vocab_size)
-        special = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
-        special[sorted(tokenizer.special_ids)] = True
         self.form = RowFormat(
-            cls_id=tokenizer.cls_id,  # type: ignore[arg-type]  # none is None, as seen above
-            sep_id=tokenizer.sep_id,  # type: ignore[arg-type]
-            mask_id=tokenizer.mask_id,  # type: ignore[arg-type]
+            **marks,
             pad_id=tokenizer.pad_id or 0,
-            random_ids=torch.nonzero(~special)[:, 0].numpy(),
+            random_ids=np.setdiff1d(np.arange(tokenizer.vocab_size), list(tokenizer.special_ids)),
             word_ids=tokenizer.word_ids,
             share=config.mask_share,
             whole_words=config.whole_words,
@@ -100,10 +97,6 @@ class MaskedLM(Task):
                 batch = masked_rows.one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
                 yield ScoredBatch(batch=batch, alone=True)
 
-    def metric(self, config: EvalConfig) -> MaskedLMScores:
-        """Losses, accuracies and pseudo-perplexity, not filled yet."""
-        return MaskedLMScores()
-
     def score(self, model: nn.Module, batch: ScoredBatch, metric: MaskedLMScores) -> None:
         """Score a batch."""
         assert isinstance(model, BERT)
@@ -128,16 +121,13 @@ class MaskedLM(Task):
         for example in torch.cat([mlm, nsp]).T.tolist():
             metric.update(example[:3], example[3:])
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """What was hidden and how, the context, tokenizer and dtype of the scores."""
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """What is hidden and how, the context, and how much of the text is scored."""
         if config.window or config.stride:
             raise ConfigError("eval.window and eval.stride are of a GPT's perplexity; a BERT reads rows of its context")
-        return (
-            f"mask:{self.config.mask_share:g}|whole_words:{'yes' if self.config.whole_words else 'no'}"
-            f"|nsp:{'yes' if self.config.nsp else 'no'}|context:{self.form.length}"
-            f"|max_tokens:{config.max_tokens or 'all'}"
-            f"|pseudo_tokens:{config.pseudo_tokens}|mask_seed:{config.seed}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
-        )
+        hidden = {"mask": f"{self.config.mask_share:g}", "whole_words": self.config.whole_words}
+        rows = {"nsp": self.config.nsp, "context": self.form.length, "max_tokens": config.max_tokens or "all"}
+        return {**hidden, **rows, "pseudo_tokens": config.pseudo_tokens, "mask_seed": config.seed}
 
     def prompts(self, data: TokenShards, n: int) -> list[list[int]]:
         """`n` stretches of a few tokens from evenly spread places of a split."""
@@ -150,7 +140,7 @@ class MaskedLM(Task):
         found = []
         for ids in prompts:
             middle = len(ids) // 2
-            row = masked_rows.single_row(torch.tensor(ids).numpy(), self.form)
+            row = masked_rows.single_row(np.array(ids), self.form)
             row.tokens[middle + 1] = self.form.mask_id
             with evaluating(model):
                 hidden = model(torch.from_numpy(row.tokens)[None].to(model.unembedding.device))

@@ -18,11 +18,13 @@ from nlpstack.metrics.entities import EntityScores, entity_spans
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch, knows, label_logits
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, RowBatch, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
+Texts = Mapping[int, TextOf] | None  # by the numbers of their sentences
 Window = tuple[int, int, int, int]  # of words: first, stop, first owned, stop of owned
+Decoded = tuple[int, np.ndarray, list[int]]  # a sentence's number, log-probabilities (words, C) and decoded tags
 _NEVER = -1e9  # added to the score of a tag that may not stand there
 
 
@@ -95,6 +97,7 @@ class NER(Task):
     name = "ner"
     heads: tuple[Head, ...] = ("tokens",)
     target = "entity_f1"
+    scores = TaggedScores
 
     def __init__(self, tokenizer: Tokenizer, shape: TransformerConfig, labels: Labels, config: TaskConfig) -> None:
         self.tokenizer, self.labels, self.config = tokenizer, labels, config
@@ -111,10 +114,6 @@ class NER(Task):
         unknown = [self.tokenizer.unk_id if self.tokenizer.unk_id is not None else 0]
         pieces = {text: ids.tolist() or unknown for text, ids in found}
         yield from ([pieces[text] for text in words] for words in spelled)
-
-    def first_piece(self, ids: list[int]) -> int:
-        """The place of a word's first piece that is more than white space: it carries the label."""
-        return next((at for at, token in enumerate(ids) if self.tokenizer.token_bytes(token).strip()), 0)
 
     def encode(self, examples: Sequence[TaggedExample], what: str, note: Note) -> EncodedRows:
         """Sentences as rows; those longer than the context in windows. Says what was windowed, cut and left out."""
@@ -141,7 +140,9 @@ class NER(Task):
         places, tokens = [], list(self.frame.cls)
         for word in range(first, stop):
             if own <= word < own_stop:
-                places.append(len(tokens) + self.first_piece(pieces[word]))
+                # A word's first piece that is more than white space carries its label.
+                spelled = map(self.tokenizer.token_bytes, pieces[word])
+                places.append(len(tokens) + next((at for at, piece in enumerate(spelled) if piece.strip()), 0))
             tokens += pieces[word]
         tokens += self.frame.sep
         labels = None
@@ -163,10 +164,6 @@ class NER(Task):
         sums = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
         return {"tag": sums}
 
-    def metric(self, config: EvalConfig) -> TaggedScores:
-        """Entity scores, not filled yet."""
-        return TaggedScores()
-
     def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
         """Score a batch."""
         for number, found, tags in self._decoded(model, batch, metric):
@@ -175,10 +172,8 @@ class NER(Task):
             nll = -float(found[np.arange(len(gold)), gold].sum())
             metric.update([self.labels.names[tag] for tag in tags], example.tags or (), nll, number)
 
-    def _decoded(
-        self, model: nn.Module, batch: RowBatch, metric: TaggedScores
-    ) -> Iterator[tuple[int, np.ndarray, list[int]]]:
-        """Sentences that are whole with this batch: number, log-probabilities (words, C) and decoded tags."""
+    def _decoded(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> Iterator[Decoded]:
+        """The sentences that are whole with this batch."""
         values = label_logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
         if np.isnan(values).any():
             raise ModelError("the model's logits are not finite, so its weights or the dtype are broken")
@@ -190,15 +185,12 @@ class NER(Task):
                 del metric.pending[row.example]
                 yield row.example, found, best_tags(found, self.allowed)
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """Decoding, context, tokenizer and dtype of the scores."""
-        decoding = "viterbi" if self.config.constrained else "argmax"
-        return f"decoding:{decoding}|context:{self.frame.length}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """How tags are decoded, and the context."""
+        return {"decoding": "viterbi" if self.config.constrained else "argmax", "context": self.frame.length}
 
-    def results(
-        self, model: nn.Module, rows: EncodedRows, budget: int, texts: Mapping[int, TextOf] | None = None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Of each sentence its number, `tags` and `entities`; `texts` are those that words were cut from, by number.
+    def results(self, model: nn.Module, rows: EncodedRows, budget: int, texts: Texts = None) -> Iterator[Result]:
+        """Of each sentence its number, `tags` and `entities`; `texts` are those that words were cut from.
 
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of
         its words, each taken by itself. Words without a text are joined by one space.

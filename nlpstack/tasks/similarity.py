@@ -20,6 +20,7 @@ class Similarity(Task):
 
     name = "similarity"
     target = "spearman"
+    scores = SimilarityScores
 
     def __init__(self, model: LanguageModel, config: TaskConfig) -> None:
         self.tokenizer = model.tokenizer
@@ -36,10 +37,6 @@ class Similarity(Task):
         self.frame.note_cuts(what, note)
         return EncodedRows(examples=examples, rows=rows, frame=self.frame, label=lambda rows: ({}, {}))
 
-    def metric(self, config: EvalConfig) -> SimilarityScores:
-        """Correlations, not filled yet."""
-        return SimilarityScores()
-
     def score(self, model: Any, batch: RowBatch, metric: SimilarityScores) -> None:
         """Count the vector of each text."""
         given = batch.batch
@@ -48,8 +45,7 @@ class Similarity(Task):
         for row, vector in zip(batch.rows, vectors, strict=True):
             metric.add(row.example, vector, batch.examples[row.example // 2].label)
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
-        """Pooling, layer, context, tokenizer and dtype of the scores."""
-        cut = "yes" if self.frame.truncate else "no"
-        how = f"cosine:mean-pooled|layer:last|context:{self.frame.length}|truncate:{cut}"
-        return f"{how}|tok:{self.tokenizer.hash[:12]}|dtype:{dtype}"
+    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+        """Pooling, layer, context, and whether texts are cut to it."""
+        length, cut = self.frame.length, self.frame.truncate
+        return {"cosine": "mean-pooled", "layer": "last", "context": length, "truncate": cut}
