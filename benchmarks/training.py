@@ -1,7 +1,8 @@
 """Training beside transformers' Trainer (peer_training.py), in turn: tokens/s, data loading and optimizer included.
 
     python benchmarks/training.py [--rows gpt-char ner ...] [--peers default best compiled] [--set train.compile=false]
-    python benchmarks/training.py --losses [--rows ...]    # what 200 steps come to, beside fp32 runs of two seeds
+    python benchmarks/training.py --losses [--rows ...]    # what 200 steps come to, beside fp32 runs of two seeds, and
+                                                           # beside the peer unless --peers is empty
     python benchmarks/training.py --profile [--rows ...]   # where a step's time goes, and what making batches takes
 
 Our side is a run as the commands make it: loader, trainer and optimizer by nlpstack.job, the choices those of a run of
@@ -324,14 +325,16 @@ def compare_losses(name: str, row: Row, given: argparse.Namespace, cache: Path, 
     runs = {
         "ours": command(name, given, cache, f"--losses={n}"),
         **{f"fp32 {seed}": command(name, given, cache, f"--losses={n}", f"--seed={seed}", *plain) for seed in (1, 2)},
-        **{f"peer {seed}": peer_command(rows, given, f"--losses={n}", f"--seed={seed}") for seed in (1, 2)},
     }
+    for seed in (1, 2) if given.peers else ():
+        runs[f"peer {seed}"] = peer_command(rows, given, f"--losses={n}", f"--seed={seed}")
     means = {}
     for run, line in runs.items():
         losses = pairs.ask(line).get("losses")
         means[run] = np.reshape(losses, (-1, n * WINDOW // LOSS_STEPS)).mean(axis=1) if losses else None
     own, other = (np.abs(means[run] - means["fp32 1"]).max() for run in ("ours", "fp32 2"))
     last = [f"{mean[-1]:.4f}" if mean is not None else "not installed" for mean in means.values()]
+    last += ["not run"] * (5 - len(last))
     return f"| {' | '.join([row.title, *last, f'{own:.2g}', f'{other:.2g}', 'yes' if own <= other else 'NO'])} |"
 
 
