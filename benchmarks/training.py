@@ -185,7 +185,7 @@ def our_run(row: Row, given: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     runtime.keep_freed_memory()  # as the commands do
     with tempfile.TemporaryDirectory() as scratch, run_session(run.config):
         job = Job(run, options, RunFolder(Path(scratch)), Reporter(), partial(_grown, row, prepare))
-        material = job.prepare(cache, runtime.torch.get_num_threads(), job.say)
+        material = job.prepare(cache, job.say)
         trainer = job._trainer(material, None)
         if given.plain:  # the arithmetic that everything else is held to
             trainer.model.transformer.train_attention = "fused"

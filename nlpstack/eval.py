@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate(
     options, reporter = options or EvalOptions(), reporter or Reporter()
     options, asked = asked_for(options)
     only = asked["score"].task
-    paths = [Path(model) for model in models] or [run for run in finished_runs(RUNS) if _is_of(run, only)]
+    paths = [Path(model) for model in models] or finished_runs(RUNS, only)
     if not paths:
         what, cure = (f" of {only}", "name one") if only else ("", "make one with: nlpstack pretrain --arch gpt")
         raise ConfigError(f"no model given and no finished run{what} under {RUNS}/; {cure}")
@@ -50,7 +50,7 @@ def evaluate(
             result = _evaluate_one(path, options, asked, device, dtype, reporter)
             results.append(result)
             if (path / "config.toml").exists():
-                write_results(path, {**(read_results(path) or {}), "results": [result]})
+                write_results(path, {**read_results(path), "results": [result]})
     return results
 
 
@@ -70,12 +70,9 @@ def _evaluate_one(
         )
         scored, started = subject.scored(), time.perf_counter()
         signature = scored.task.signature(model, config, dtype)
-        total, done = sum(1 for _ in scored.task.eval_batches(model, scored.data, config)), count(1)
+        total = sum(1 for _ in scored.task.eval_batches(model, scored.data, config))
+        tick = partial(reporter.progress, total=total, text=f"batches of {path}")
         with closing(reporter):
-
-            def tick() -> None:
-                reporter.progress(next(done), total, f"batches of {path}")
-
             metric = measure(model, scored.task, scored.data, config, device=device, dtype=dtype, tick=tick)
         seconds = time.perf_counter() - started
         told = make_result(metric, scored.task.name, signature, config, options, texts=scored.text)
@@ -95,13 +92,6 @@ def _evaluate_one(
         **({"baselines": guesses} if guesses else {}),
         "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
     }
-
-
-def _is_of(run: Path, task: str) -> bool:
-    """Whether a run is of a task; every run is of none."""
-    record = read_record(run) if task else {}
-    plain = "causal_lm" if record.get("model", {}).get("causal") else "masked_lm"
-    return not task or (record.get("task", {}).get("name") or plain) == task
 
 
 def _check_reading(path: Path, task: str, keys: Iterable[str]) -> None:

@@ -68,7 +68,7 @@ def finetune(
     return run_job(run, replace(options, model=place), path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
-def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, _threads: int, note: Note) -> Material:
+def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: Note) -> Material:
     """The model with what the task needs on it, and the data as rows."""
     config = run.config
     name, seed, paths = config.task.name, config.train.seed, config.data.paths
@@ -150,8 +150,7 @@ def _adapt(model: LanguageModel, run: Run, base: tuple[str, str], fresh: list[st
     for name, parameter in model.named_parameters():
         if any(name.startswith(prefix) for prefix in freeze):
             parameter.requires_grad_(False)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if not trained:
+    if not (trained := sum(p.numel() for p in model.parameters() if p.requires_grad)):
         raise ConfigError("train.freeze: nothing is left to train")
     total = count_parameters(model)
     note(f"model: {total:,} parameters, of which {trained:,} train ({trained / total:.2%})")

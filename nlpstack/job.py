@@ -38,8 +38,6 @@ from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, describe
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 
-_RECORDED_VERSIONS = ("torch", "numpy", "sentencepiece", "safetensors")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -90,7 +88,7 @@ class Material:
     start: str = ""  # the model whose weights the run began with
 
 
-Prepare = Callable[[Path, int, Note], Material]  # (cache folder, threads, note)
+Prepare = Callable[[Path, Note], Material]  # (cache folder, note)
 
 
 @dataclass
@@ -116,7 +114,7 @@ class Job:
             return done
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
         with run_session(self.config, kept):
-            material = self.prepare(cache, torch.get_num_threads(), self.say)
+            material = self.prepare(cache, self.say)
             trainer = self._trainer(material, kept)
             if kept is None and (minutes := self.config.train.minutes) is not None:
                 seconds = trainer.seconds_per_step()  # once, from the time a few steps take
@@ -134,7 +132,7 @@ class Job:
     def rehearse(self) -> None:
         """Everything up to and with the first step; the folder is one that will be thrown away."""
         with run_session(self.config):
-            material = self.prepare(self.folder.path, torch.get_num_threads(), self.say)
+            material = self.prepare(self.folder.path, self.say)
             trainer = self._trainer(material, None)
             choices, batch_size = trainer.choices, material.order.batch_size
             self.say(f"shape: {self.config.model}")
@@ -151,7 +149,7 @@ class Job:
 
     def _finished(self, kept: Choices) -> RunResult | None:
         """The figures of a run that has nothing left to do; without its model, the last checkpoint makes that again."""
-        figures = (read_results(self.folder.path) or {}).get("run")
+        figures = read_results(self.folder.path).get("run")
         if figures is None or (self.config.train.steps or 0) > kept.steps or not standing(self.folder.model).exists():
             return None
         try:
@@ -221,7 +219,7 @@ class Job:
 
     def _records(self, choices: Choices, material: Material) -> dict[str, dict[str, Any]]:
         """The tables that config.toml has beside the recipe's; those that would say nothing are left out."""
-        versions = {name: metadata.version(name) for name in _RECORDED_VERSIONS}
+        versions = {name: metadata.version(name) for name in ("torch", "numpy", "sentencepiece", "safetensors")}
         tables: dict[str, dict[str, Any]] = {
             "hashes": material.hashes,
             "versions": {"nlpstack": __version__, "python": platform.python_version(), **versions},

@@ -58,9 +58,7 @@ def pretrain(
     return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
 
 
-def _prepare(
-    run: Run, start: LanguageModel | None, options: RunOptions, cache: Path, threads: int, note: Note
-) -> Material:
+def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: Path, note: Note) -> Material:
     """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as its task reads it."""
     config = run.config
     splits = load_corpus(config.data, note)
@@ -73,10 +71,8 @@ def _prepare(
     task: CausalLM | MaskedLM = CausalLM(tokenizer)
     if not config.model.causal:
         task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
-    shards = [
-        tokenize_split(splits[name], tokenizer, task.layout, cache, threads=threads, note=note)
-        for name in ("train", "val")
-    ]
+    parts = splits["train"], splits["val"]
+    shards = [tokenize_split(part, tokenizer, task.layout, cache, note=note) for part in parts]
     material = _material(config, start, task, shards, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")

@@ -90,7 +90,7 @@ def _number(value: float | None) -> float:
 def loss_picture(run: Path) -> bytes:
     """A PNG, 800 x 500, of a run's losses over its steps, with the learning rate below and the last scores above."""
     curves = loss_curves(run / "metrics.jsonl")
-    scores = (read_results(run) or {}).get("run", {}).get("val", {})
+    scores = read_results(run).get("run", {}).get("val", {})
     last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
     with drawing():
         from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from nlpstack.files import standing
 from nlpstack.hub import load_model
 from nlpstack.model import LanguageModel
 from nlpstack.tasks.labelled import Frame
-from nlpstack.train.run import Run, check_sections, read_record, read_results
+from nlpstack.train.run import Run, checked, read_record, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
 
@@ -43,24 +43,27 @@ def frame(model: LanguageModel, name: str, *, truncate: bool = False) -> Frame:
         raise ModelError(f"{name}: {error}; add the tokenizer it was trained with") from error
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    """Run folders with a model and the figures of their end, in order of their names."""
+def finished_runs(folder: Path, task: str = "") -> list[Path]:
+    """Run folders with a model and the figures of their end, in order of their names; with a `task` only its own."""
     paths = sorted(path.parent for path in folder.glob("*/results.json"))
-    return [path for path in paths if "run" in (read_results(path) or {}) and standing(path / "model").exists()]
+    ended = [path for path in paths if "run" in read_results(path) and standing(path / "model").exists()]
+    return [path for path in ended if not task or _task_of(path) == task]
+
+
+def _task_of(run: Path) -> str:
+    record = read_record(run)
+    plain = "causal_lm" if record.get("model", {}).get("causal") else "masked_lm"
+    return record.get("task", {}).get("name") or plain
 
 
 def newest_pretrained(runs: Path, *, causal: bool) -> Path:
     """The run folder under `runs` whose pretraining of a GPT (`causal`) or BERT was finished last."""
-    found = []
-    for run in finished_runs(runs):
-        record = read_record(run)
-        if not record.get("task", {}).get("name") and record.get("model", {}).get("causal") == causal:
-            found.append(((run / "results.json").stat().st_mtime_ns, run))
+    found = finished_runs(runs, "causal_lm" if causal else "masked_lm")
     if not found:
         arch = "gpt" if causal else "bert"
         fault = f"no model to start from: {runs}/ has no finished pretraining run of a {arch.upper()}"
         raise ModelError(f"{fault}; make one with: nlpstack pretrain --arch {arch}; or name a model with --model DIR")
-    return max(found)[1]
+    return max(found, key=lambda run: ((run / "results.json").stat().st_mtime_ns, run))
 
 
 def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
@@ -77,6 +80,4 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
             raise ConfigError(f"{setter}: model.{name}={asked}, but {source} has {given}; leave it out")
     origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
-    run = Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved)
-    check_sections(run)
-    return run
+    return checked(Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved))

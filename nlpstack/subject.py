@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
@@ -51,8 +49,7 @@ class Subject:
         return Scored(self, task, self._tokens(split, task), split.name, split.key, train)
 
     def _tokens(self, split: Split, task: Task) -> Any:
-        layout, threads = task.layout, self.options.threads or torch.get_num_threads()
-        return tokenize_split(split, self.model.tokenizer, layout, self.cache, threads=threads, note=self.note)
+        return tokenize_split(split, self.model.tokenizer, task.layout, self.cache, note=self.note)
 
     def _labelled(self, name: str) -> "Scored":
         """A split of labelled data."""

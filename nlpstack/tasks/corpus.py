@@ -6,6 +6,8 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from nlpstack.data.corpus import Split
 from nlpstack.data.readers import Note
 from nlpstack.data.sentences import SEGMENTER, split_sentences
@@ -35,7 +37,7 @@ def make_tokenizer(split: Split, config: TokenizerConfig, cache: Path, note: Not
 
 
 def tokenize_split(
-    split: Split, tokenizer: Tokenizer, layout: DocumentLayout, cache: Path, *, threads: int, note: Note
+    split: Split, tokenizer: Tokenizer, layout: DocumentLayout, cache: Path, *, threads: int | None = None, note: Note
 ) -> TokenShards:
     """The token shards of a split, with documents laid out as a task wants them, made now or taken from the cache."""
     spec = ShardSpec(
@@ -46,7 +48,7 @@ def tokenize_split(
         eos_id=layout.eos_id,
         sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
     )
-    encode = partial(tokenizer.encode_batch, threads=threads)
+    encode = partial(tokenizer.encode_batch, threads=threads or torch.get_num_threads())
     segment = partial(split_sentences, language=layout.language) if layout.language else None
     return load_or_tokenize(
         split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=segment

@@ -19,17 +19,14 @@ def measure(
     *,
     device: torch.device,
     dtype: str,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[int], None] = lambda _: None,
 ) -> Metric:
-    """The metric of a task, filled with all of its data; `tick` is called after each batch.
-
-    The model is left in the mode it was in.
-    """
+    """The metric of a task, filled with all of its data, the model left in its mode; `tick` gets the batches done."""
     metric = task.metric(config)
     with evaluating(model), torch.inference_mode(), autocast(device, dtype):
-        for batch in task.eval_batches(model, data, config):
+        for done, batch in enumerate(task.eval_batches(model, data, config), 1):
             task.score(model, batch.to(device), metric)
-            tick()
+            tick(done)
     return metric
 
 

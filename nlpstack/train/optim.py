@@ -26,7 +26,9 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
     "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
 }
-_FIRST_ORDER: dict[str, Any] = {kind.__name__.lower(): kind for kind in (SGD, Adagrad, RMSprop, Adam, AdamW)}
+_FIRST_ORDER: dict[str, Callable[..., Optimizer]] = {
+    kind.__name__.lower(): kind for kind in (SGD, Adagrad, RMSprop, Adam, AdamW)
+}
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 
@@ -61,10 +63,9 @@ class OptimConfig:
     @classmethod
     def _belongs(cls, value: float | None, info: ValidationInfo) -> float | None:
         name, option = info.data.get("name"), str(info.field_name)
-        if name is None or value is None or option in OPTIONS[name]:
+        is_so = value is None or (option in ("weight_decay", "clip") and value == 0)  # whatever the optimizer
+        if name is None or is_so or option in OPTIONS[name]:
             return value
-        if option in ("weight_decay", "clip") and value == 0:
-            return value  # says what is so
         lacking = {"name", *_ALL_OPTIONS} - OPTIONS[name].keys()
         has = [field.name for field in fields(cls) if field.name not in lacking]
         raise ValueError(f"{name} has no {option}; its options are {', '.join(has)}")
@@ -172,8 +173,7 @@ def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config
         options["betas"] = config.beta1, config.beta2
     if name != "rmsprop":
         options["fused"] = kinds <= ({"cpu"} if name == "adagrad" else {"cpu", "cuda"})
-    optimizer: Optimizer = _FIRST_ORDER[name](groups, **options)
-    return optimizer
+    return _FIRST_ORDER[name](groups, **options)
 
 
 def line_search_step(optimizer: Optimizer, first_loss: float, evaluate: Callable[[], float]) -> bool:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -29,10 +29,8 @@ from nlpstack.train.optim import OptimConfig
 from nlpstack.train.runtime import Choices
 
 LOSS_PICTURE = "loss.png"
-RUN_ENTRIES = (
-    *("config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", LOSS_PICTURE),
-    *(".lock", "model" + ASIDE_SUFFIX),
-)
+# What a run's folder holds beside its lock.
+ENTRIES = ("config.toml", "model", "checkpoints", "metrics.jsonl", "results.json", LOSS_PICTURE, "model" + ASIDE_SUFFIX)
 # Values that --resume may change: they say when to look and to save, not what is computed.
 FREE_VALUES = ("train.log_every", "train.val_every", "train.checkpoint_every")
 LENGTHS = ("train.steps", "train.epochs", "train.minutes")
@@ -119,9 +117,7 @@ def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Seque
     """Find a recipe by name or path and resolve it; raises ConfigError before anything else is touched."""
     path = find_recipe(recipe, stage)
     resolved = resolve(path, SECTIONS, flags, overrides)
-    run = Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved)
-    check_sections(run)
-    return run
+    return checked(Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved))
 
 
 # The keys of [task] that each task has.
@@ -134,8 +130,8 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def check_sections(run: Run) -> None:
-    """Raise ConfigError where values of two sections do not go together."""
+def checked(run: Run) -> Run:
+    """The run itself; raises ConfigError where values of two sections do not go together."""
     config, origin = run.config, run.resolved.origin
     model, task = config.model, config.task
     used = USED_BY.get(task.name or ("causal_lm" if model.causal else "masked_lm"), ())
@@ -160,6 +156,7 @@ def check_sections(run: Run) -> None:
     ):
         if wrong:
             raise ConfigError(f"{origin.get(key, run.name)}: {key}={attrgetter(key)(config)}: {cure}")
+    return run
 
 
 class RunFolder:
@@ -198,10 +195,10 @@ class RunFolder:
             raise ConfigError(f"{path}: is a file; give another --out")
         entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
         is_run = "config.toml" in entries or ".lock" in entries
-        results = [name for name in entries if name in RUN_ENTRIES and name != ".lock"]
+        results = [name for name in entries if name in ENTRIES]
         if resume and not is_run:
             raise CheckpointError(f"{path}: no run stands here to --resume; leave the flag out to start one")
-        foreign = [name for name in entries if name not in RUN_ENTRIES and not name.startswith(".")]
+        foreign = [name for name in entries if name not in ENTRIES and not name.startswith(".")]
         if entries and not is_run:
             raise ConfigError(f"{path}: holds other files ({', '.join(foreign[:3])}); give another --out")
         if results and not resume and not overwrite:
@@ -211,11 +208,11 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the run that stands here: at step 0 of the one that replaces it, when nothing can be refused now."""
-        for name in RUN_ENTRIES:
+        for name in ENTRIES:
             entry = self.path / name
             if entry.is_dir():
                 shutil.rmtree(entry)
-            elif name != ".lock":
+            else:
                 entry.unlink(missing_ok=True)
 
     def write_record(self, run: Run, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -227,12 +224,8 @@ class RunFolder:
     def check_unchanged(self, run: Run) -> None:
         """Raise CheckpointError listing every value that differs from the run's own, but for those that may."""
         then, now = (
-            {
-                f"{name}.{key}": list(value) if isinstance(value, tuple) else value  # as TOML has it
-                for name in SECTIONS
-                for key, value in tables.get(name, {}).items()
-            }
-            for tables in (self.record, run.resolved.values())
+            {f"{name}.{key}": value for name in SECTIONS for key, value in tables.get(name, {}).items()}
+            for tables in (self.record, json.loads(json.dumps(run.resolved.values())))  # tuples as lists, as in TOML
         )
         free = FREE_VALUES + (LENGTHS if run.config.optim.schedule in OptimConfig.open_ended else ())
         changed = [
@@ -280,12 +273,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return read_toml(path / "config.toml")
 
 
-def read_results(path: Path) -> dict[str, Any] | None:
-    """A run's results.json; None if it has none, or none that can be read."""
-    try:
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's results.json; nothing if it has none, or none that can be read."""
+    with suppress(CheckpointError):
         return read_json_object(path / "results.json", CheckpointError)
-    except CheckpointError:
-        return None
+    return {}
 
 
 def describe_choices(choices: Choices) -> str:

@@ -152,10 +152,8 @@ def session(*, threads: int, deterministic: bool) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory of freed tensors instead of mapping it anew at every step; no result changes.
-
-    For the whole process, so only the command line calls it. Without glibc it does nothing.
-    """
+    """Let glibc, if there is one, keep freed tensors' memory and not map it anew at every step; no result changes."""
+    # For the whole process, so only the command line calls it.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

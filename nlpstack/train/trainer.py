@@ -84,9 +84,8 @@ class Trainer:
         self.device = torch.device(self.choices.device)
         n_all, n_step = self.loader.order.n_examples, self.loader.order.batch_size
         if self.optim.full_batch and n_step != n_all:
-            fault = f"takes all {n_all} training sequences at each step, not {n_step}"
-            cure = f"set train.batch_size={n_all} (train.micro_batch saves memory)"
-            raise ConfigError(f"optim.name={self.optim.name} {fault}; {cure}")
+            fault = f"optim.name={self.optim.name} takes all {n_all} training sequences at each step, not {n_step}"
+            raise ConfigError(f"{fault}; set train.batch_size={n_all} (train.micro_batch saves memory)")
         self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self.frozen_hash = frozen_hash(self.model)
@@ -183,10 +182,8 @@ class Trainer:
         if not report.skipped:
             return
         examples = self.loader.order.step(0 if self.optim.full_batch else self.state.step)
-        where = (
-            f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
-            f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
-        )
+        where = f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
+        where += f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
         finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
         fault = "new weights not finite" if finite else "not finite"
         allowed = FP16_SKIPS if self.choices.dtype == "fp16" else self.config.max_skips
@@ -233,12 +230,15 @@ class Trainer:
         flops = flops_per_token(self.model, predicted=self.task.predicted_share)["training"]
         utilisation = speed * flops / self._peak_flops
         memory = runtime.peak_memory(self.device)
-        record = {"step": report.step, "loss": report.loss}
-        if len(report.losses) > 1:
-            record |= {f"{name}_loss": value for name, value in report.losses.items()}
-        record |= {"lr": report.lr, "grad_norm": report.grad_norm, "tokens": self.state.tokens}
-        record |= {"tokens_per_second": round(speed, 1), "utilisation": round(utilisation, 4)}
-        self.log.write({**record, "memory_bytes": memory, "seconds": round(self.state.seconds, 3)})
+        terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
+        record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
+        record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
+        record |= {
+            "utilisation": round(utilisation, 4),
+            "memory_bytes": memory,
+            "seconds": round(self.state.seconds, 3),
+        }
+        self.log.write(record)
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
@@ -252,10 +252,9 @@ class Trainer:
         score = found["val"][self.task.target]
         better = self.state.best is None or (score < self.state.best) == lower_is_better(self.task.target)
         improved = math.isfinite(score) and score != self.state.best and better
+        self.state.n_worse += 1
         if improved:
             self.state.best, self.state.best_step, self.state.n_worse = score, self.state.step, 0
-        else:
-            self.state.n_worse += 1
         line = "  ".join(f"{name} {value:.4f}" for name, value in found["val"].items())
         self.reporter.say(f"val   {self.state.step}/{self.choices.steps}  {line}")
         for sample in found.get("samples", []):
