@@ -56,7 +56,7 @@ def attention(
     check_output(path)
     if suffix == ".png" and not report.can_draw():
         raise ConfigError(f"{path}: a .png is drawn by matplotlib: {report.INSTALL}; an .html page needs nothing")
-    with session(threads=threads or torch.get_num_threads(), deterministic=False):
+    with session(threads=threads):
         ready, name = open_model(model, device=device, dtype=dtype)
         n_layers, n_heads = ready.config.n_layers, ready.config.n_heads
         for what, number, count in (("layer", layer, n_layers), ("head", head, n_heads)):

@@ -105,7 +105,7 @@ def embed(
     corpus = None if options.zscore is None else Path(options.zscore)
     saved = None
     _check(options, path, corpus, out)
-    with session(threads=options.threads or torch.get_num_threads(), deterministic=False):
+    with session(threads=options.threads):
         encoder = _Encoder(model, options)
         if corpus is not None and corpus.suffix.lower() == ".npz":  # refused before the work is done
             saved = read_zscore(corpus, encoder.model.config.dim, **encoder.about())

@@ -45,7 +45,7 @@ def evaluate(
     device = runtime.resolve_device(options.device)
     dtype = runtime.resolve_dtype(options.dtype, device)
     results = []
-    with runtime.session(threads=options.threads or torch.get_num_threads(), deterministic=False):
+    with runtime.session(threads=options.threads):
         for path in paths:
             result = _evaluate_one(path, options, asked, device, dtype, reporter)
             results.append(result)

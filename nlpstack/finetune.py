@@ -93,9 +93,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
         collate=train.batch,
         seq_len=max(1, round(sum(lengths) / len(lengths))),
         val=val,
-        first_loss=None,
         write_samples=lambda: _samples(task, model, val, run),
-        keep_best=True,
         baselines=lambda: labelled_baselines(task, splits["train"], val.examples, learn=False),
         hashes={
             "tokenizer": task.tokenizer.hash,
@@ -116,13 +114,9 @@ def _with_heads(start: LanguageModel, run: Run, task: LabelledTask, note: Note) 
     assert not isinstance(task, Generation)
     shape, seed, labels = run.config.model, run.config.train.seed, task.labels
     model = BERT.create(shape, seed=seed, tokenizer=start.tokenizer, heads=task.heads, labels=labels)
-    kept = {
-        name: tensor
-        for name, tensor in start.state_dict().items()
-        if name in model.state_dict() and (not name.startswith("classifier.") or start.labels == labels)
-    }
-    model.load_state_dict(kept, strict=False)
-    fresh = [name for name in model.state_dict() if name not in kept]
+    own = start.state_dict().items()
+    kept = {name: tensor for name, tensor in own if not name.startswith("classifier.") or start.labels == labels}
+    fresh = model.load_state_dict(kept, strict=False).missing_keys  # heads that are left behind are passed over
     modules = sorted({name.partition(".")[0] for name in fresh})
     left = [head for head in start.heads if head not in task.heads]
     note(f"heads: fresh {', '.join(modules) or 'none'}; left behind {', '.join(left) or 'none'}")

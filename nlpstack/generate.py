@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from nlpstack.data.readers import mute, text_lines
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -51,7 +49,7 @@ def generate(
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
     where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
-    with session(threads=threads or torch.get_num_threads(), deterministic=False):
+    with session(threads=threads):
         ready, name = open_model(model, **where)
         if not isinstance(ready, GPT):
             fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"

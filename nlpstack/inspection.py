@@ -189,7 +189,7 @@ def doctor(
     """
     problems: list[str] = []
     place, problem = runtime.resolve_device(device), problems.append
-    with runtime.session(threads=threads or torch.get_num_threads(), deterministic=False):
+    with runtime.session(threads=threads):
         return {
             "versions": {"nlpstack": __version__, "python": platform.python_version(), **_versions(_REQUIRED)},
             "extras": {

@@ -79,9 +79,8 @@ class Material:
     collate: Callable[[list[Example]], Batch]
     seq_len: int  # tokens an example has, at most or on average
     val: object  # what `evaluate` scores
-    first_loss: float | None  # nats; what fresh weights should give
+    first_loss: float | None = None  # nats; what fresh weights should give
     write_samples: Callable[[], list[dict[str, str]]]  # texts to look at, made at each validation
-    keep_best: bool = False  # the model is that of the best validation, not of the last step
     baselines: Callable[[], dict[str, Metric]] = dict  # name -> what guessing gets, beside the final scores
     hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
     facts: dict[str, str] = field(default_factory=dict)  # for the model card
@@ -243,9 +242,9 @@ class Job:
         save_model(trainer.model, self.folder.model, card=model_card(facts))
 
     def _finish(self, trainer: Trainer, material: Material) -> RunResult:
-        """Write the model (with early stopping the best, else the last) and its scores, with intervals."""
+        """Write the model (fine-tuned or stopped early the best, else the last) and its scores, with intervals."""
         model, task, state, folder = trainer.model, trainer.task, trainer.state, self.folder
-        if self.config.train.patience or material.keep_best:
+        if self.config.train.patience or self.config.task.name:
             trainer.take_best()
         if trainer.frozen_hash != (now := frozen_hash(model)):
             raise TrainingError(f"weights that do not train have changed (SHA-256 {now}); this is a fault of nlpstack")
@@ -318,9 +317,8 @@ def run_session(config: RunConfig, kept: Choices | None = None) -> AbstractConte
     """The process as a run has it inside the block: as it chose before, else by its recipe and this machine."""
     if kept is not None:
         return runtime.session(threads=kept.threads, deterministic=kept.deterministic)
-    train = config.train
-    deterministic = train.deterministic or runtime.resolve_device(train.device).type == "cpu"
-    return runtime.session(threads=train.threads or torch.get_num_threads(), deterministic=deterministic)
+    deterministic = config.train.deterministic or runtime.resolve_device(config.train.device).type == "cpu"
+    return runtime.session(threads=config.train.threads, deterministic=deterministic)
 
 
 def count_parameters(model: nn.Module) -> int:

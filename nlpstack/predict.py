@@ -47,7 +47,7 @@ def fill_mask(
     hidden. `device` is for a model that is read from a folder, in fp32; an object is taken as it is. `threads` compute
     during the call (None: as many as now).
     """
-    with session(threads=threads or torch.get_num_threads(), deterministic=False):
+    with session(threads=threads):
         ready, name = _ready(model, device)
         tokenizer = ready.tokenizer
         size = tokenizer.vocab_size
@@ -154,7 +154,7 @@ def predict(
     values = {**record.get("task", {}), **options.overrides, "name": name}
     task = labelled_task(ready, build(TaskConfig, values, "task", {}, "predict"))
     inputs = islice(_inputs(path, name, note), skip, None)
-    with session(threads=options.threads or torch.get_num_threads(), deterministic=False), evaluating(ready):
+    with session(threads=options.threads), evaluating(ready):
         while chunk := list(islice(inputs, _CHUNK)):
             yield from _results(task, ready, chunk, options, lambda line: note(f"{path}: {line}"))
 

@@ -26,9 +26,7 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
     "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
 }
-_FIRST_ORDER: dict[str, Callable[..., Optimizer]] = {
-    kind.__name__.lower(): kind for kind in (SGD, Adagrad, RMSprop, Adam, AdamW)
-}
+_FIRST_ORDER: dict[str, type[Optimizer]] = {one.__name__.lower(): one for one in (SGD, Adagrad, RMSprop, Adam, AdamW)}
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 

@@ -127,8 +127,8 @@ def processor_name(device_type: str) -> str:
 
 
 @contextmanager
-def session(*, threads: int, deterministic: bool) -> Iterator[None]:
-    """Set what is set for a whole process, and put it back afterwards.
+def session(*, threads: int | None, deterministic: bool = False) -> Iterator[None]:
+    """Set what is set for a whole process, and put it back afterwards; without `threads` as many as now compute.
 
     `deterministic` costs nothing on a CPU, where it keeps compiled code from adding up gradients in the order in which
     threads happen to arrive; on a GPU it costs speed.
@@ -136,7 +136,7 @@ def session(*, threads: int, deterministic: bool) -> Iterator[None]:
     old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     old_fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     old_workspace = {name: value for name, value in os.environ.items() if name == "CUBLAS_WORKSPACE_CONFIG"}
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or old_threads)
     if deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)

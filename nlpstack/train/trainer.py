@@ -113,16 +113,15 @@ class Trainer:
 
     def seconds_per_step(self, n_timed: int = 5) -> float:
         """How long a step takes, from gradients alone: nothing is updated, and no generator moves."""
-        state = runtime.rng_state(self.device)
         self.model.train()
         batches = self.loader.micro_batches(0)
-        self.accumulate(batches)  # compiles, and fills caches
-        started = time.perf_counter()
-        for _ in range(n_timed):
-            torch.stack([*self.accumulate(batches).values()]).tolist()  # waits for the device
-        seconds = (time.perf_counter() - started) / n_timed
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.accumulate(batches)  # compiles, and fills caches
+            started = time.perf_counter()
+            for _ in range(n_timed):
+                torch.stack([*self.accumulate(batches).values()]).tolist()  # waits for the device
+            seconds = (time.perf_counter() - started) / n_timed
         self.model.zero_grad()
-        runtime.set_rng_state(state, self.device)
         return seconds * self.optim.evaluations
 
     def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
