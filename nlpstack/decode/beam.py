@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from nlpstack.decode.cached_batch import CachedBatch
-from nlpstack.decode.filters import likeliest
-from nlpstack.decode.rules import TokenRules
+from nlpstack.decode.next_token import TokenRules, likeliest
 from nlpstack.decode.text import Generation, Prompt, Text
 from nlpstack.errors import ConfigError
 

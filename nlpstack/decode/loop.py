@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from nlpstack.decode.beam import Beams
 from nlpstack.decode.cached_batch import CachedBatch
-from nlpstack.decode.filters import choose
-from nlpstack.decode.rules import TokenRules
+from nlpstack.decode.next_token import TokenRules, choose
 from nlpstack.decode.sampling import Sampling
 from nlpstack.decode.text import Generation, Given, Prompt, Text, Timing, encode_prompts
 from nlpstack.errors import ConfigError

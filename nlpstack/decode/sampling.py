@@ -91,8 +91,7 @@ class Sampling:
     def _check_values(self) -> None:
         """Refuse values out of their range, options that contradict each other, and those that would do nothing."""
         for name, (low, high, rule) in _RANGES.items():
-            value = getattr(self, name)
-            _refuse(not low <= value <= high, f"{name}={value}: {rule}")
+            _refuse(not low <= (value := getattr(self, name)) <= high, f"{name}={value}: {rule}")
         _refuse("" in self.stop, "stop='': an empty stop string would end every text before it begins; leave it out")
         for token, bias in self.logit_bias.items():
             rule = "must be between -1,000 and 1,000; ban or force the token instead"
@@ -108,8 +107,7 @@ class Sampling:
         _refuse(alike, f"{samples} with {how}: they would all be the same text; draw them, or give beams")
         _refuse(1 < self.beams < self.samples, f"{samples} with {beams}: there are no more texts than beams")
         unused = self.beams == 1 and self.length_penalty != 1
-        penalty = f"length_penalty={self.length_penalty}"
-        _refuse(unused, f"{penalty} without beams: only beam search has one; give beams")
+        _refuse(unused, f"length_penalty={self.length_penalty} without beams: only beam search has one; give beams")
         _refuse(self.min_new_tokens > self.max_new_tokens, f"{least} with {most}: raise the latter")
         n_forced = len(self.forced)
         _refuse(n_forced > self.max_new_tokens, f"forced: {n_forced} tokens do not fit into {most}; raise it")

@@ -6,8 +6,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nlpstack.decode.filters import row_generator
-from nlpstack.decode.rules import TokenRules, piece
+from nlpstack.decode.next_token import TokenRules, piece, row_generator
 from nlpstack.decode.sampling import Sampling
 from nlpstack.errors import DataError
 from nlpstack.tokenizer.base import Tokenizer
@@ -75,16 +74,14 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Given], context: int,
                 fault = "is empty, and the model's tokenizer has no beginning-of-text token to start from"
                 raise DataError(f"prompt {number} {fault}; give a prompt")
             tokens = [tokenizer.bos_id]
+        fault, cure = f"prompt {number} has {len(tokens):,} tokens", "; shorten it"
         needed = len(tokens) + sampling.max_new_tokens if sampling.beams > 1 else len(tokens)
+        if len(tokens) <= context < needed:
+            fault += f", with max_new_tokens={sampling.max_new_tokens} that is {needed:,}"
+            cure = ", and beam search cannot go beyond it; lower max_new_tokens or shorten the prompt"
         if needed > context:
-            fault, holds = f"prompt {number} has {len(tokens):,} tokens", f"the model's context holds {context:,}"
             shown = f"{text[:40]!r}{'...' * (len(text) > 40)}"
-            if len(tokens) > context:
-                raise DataError(f"{fault}, {holds} (max_seq_len); shorten it: {shown}")
-            raise DataError(
-                f"{fault}, with max_new_tokens={sampling.max_new_tokens} that is {needed:,}, {holds} (max_seq_len), "
-                f"and beam search cannot go beyond it; lower max_new_tokens or shorten the prompt: {shown}"
-            )
+            raise DataError(f"{fault}, the model's context holds {context:,} (max_seq_len){cure}: {shown}")
         encoded.append(Prompt(number, text, tokens))
     return encoded
 

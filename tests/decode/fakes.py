@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from nlpstack.decode import Sampling
-from nlpstack.decode.filters import choose, row_generator
+from nlpstack.decode.next_token import choose, row_generator
 from nlpstack.model import GPT, TransformerConfig
 
 N_SPECIALS = 4

@@ -7,7 +7,8 @@ from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nlpstack.decode import Sampling
-from nlpstack.decode.filters import (
+from nlpstack.decode.next_token import (
+    TokenRules,
     apply_temperature,
     choose,
     draw,
@@ -17,7 +18,6 @@ from nlpstack.decode.filters import (
     probabilities,
     row_generator,
 )
-from nlpstack.decode.rules import TokenRules
 from nlpstack.errors import ModelError
 from tests.decode.fakes import by_definition, letter_model
 

@@ -6,7 +6,7 @@ from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsPr
 
 from nlpstack.decode import Sampling
 from nlpstack.decode.cached_batch import CachedBatch
-from nlpstack.decode.rules import penalize, penalize_frequency, penalize_repetition, repeated_ngrams
+from nlpstack.decode.next_token import penalize, penalize_frequency, penalize_repetition, repeated_ngrams
 from tests.decode.fakes import ByteTokenizer, by_definition, letter_model
 
 V = 12

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nlpstack.decode import Sampling, decode
-from nlpstack.decode.rules import TokenRules
+from nlpstack.decode.next_token import TokenRules
 from nlpstack.errors import ConfigError
 from tests.decode.fakes import LetterTokenizer, letter_model, random_model
 
