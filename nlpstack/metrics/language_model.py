@@ -1,6 +1,7 @@
 """Perplexity and its kin, and how well hidden tokens and next sentences are guessed: of summed losses and counts."""
 
 import math
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -30,35 +31,30 @@ class LanguageModelScores:
 
     def __init__(self) -> None:
         self.told: dict[int, tuple[Any, Any]] = {}  # predictions of examples: none
-        self._windows: list[tuple[int, float, int, int]] = []  # (document, summed nll in nats, tokens, bytes)
-        self._documents: dict[int, tuple[int, int]] = {}  # document -> words in its text, tokens to score in it
+        self._windows: list[tuple[float, ...]] = []  # as `update` takes them, the numbers of `whole` last
 
-    def update(self, document: int, nll: float, n_tokens: int, n_bytes: int) -> None:
-        """Count one window: its summed loss in nats, and the tokens and text bytes that were scored."""
-        self._windows.append((document, nll, n_tokens, n_bytes))
+    def update(self, document: int, nll: float, n_tokens: int, n_bytes: int, whole: tuple[int, int]) -> None:
+        """Count one window: its summed loss in nats, and the tokens and text bytes that were scored.
 
-    def add_document(self, document: int, n_words: int, n_targets: int) -> None:
-        """Count a document's words, runs of characters between white space, and the tokens that it has to score.
-
+        `whole` are its document's words, runs of characters between white space, and the tokens that this has to score.
         Of a document that is scored in part (`eval.max_tokens`) the same part of its words counts.
         """
-        self._documents[document] = n_words, n_targets
+        self._windows.append((document, nll, n_tokens, n_bytes, *whole))
 
     def parts(self) -> list[Units]:
         """What was counted: documents or, where these are few, windows."""
         if not self._windows:
             raise DataError("nothing to score: no text of the split has a token after the first; give more text")
-        windows = np.array(self._windows, dtype=np.float64).reshape(-1, 4)  # document, nll, tokens, bytes
-        windows = windows[np.argsort(windows[:, 0], kind="stable")]
-        numbers, starts = np.unique(windows[:, 0], return_index=True)
-        sums = np.add.reduceat(windows[:, 1:], starts, axis=0)  # (documents, 3)
-        whole = np.array([self._documents[int(number)] for number in numbers], dtype=np.float64)  # (documents, 2)
+        windows = np.array(sorted(self._windows, key=itemgetter(0)), dtype=np.float64)
+        starts = np.unique(windows[:, 0], return_index=True)[1]  # the first window of each document
+        windows, whole = windows[:, 1:4], windows[starts, 4:]  # (windows, 3): nll, tokens, bytes; (documents, 2)
+        sums = np.add.reduceat(windows, starts, axis=0)  # (documents, 3)
         words = whole[:, 0] * (sums[:, 1] / whole[:, 1])
         rows, unit = np.column_stack((sums, words)), "document"
-        if len(numbers) < MIN_DOCUMENTS:
+        if len(starts) < MIN_DOCUMENTS:
             # Inside a document words are not counted by window; they are shared out by bytes.
             per_byte = np.repeat(words / np.maximum(sums[:, 2], 1), np.diff([*starts, len(windows)]))
-            rows, unit = np.column_stack((windows[:, 1:], windows[:, 3] * per_byte)), "window"
+            rows, unit = np.column_stack((windows, windows[:, 2] * per_byte)), "window"
         return [Units(language_formula, unit, rows)]
 
 

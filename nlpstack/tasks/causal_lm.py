@@ -111,8 +111,7 @@ class CausalLM(Task):
         """Count the loss in nats that each window of a batch has in all."""
         for window, total in zip(batch.windows, sums, strict=True):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())
-            metric.update(window.document, total, window.n_scored, n_bytes)
-            metric.add_document(window.document, window.n_words, window.n_targets)
+            metric.update(window.document, total, window.n_scored, n_bytes, (window.n_words, window.n_targets))
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
         """Window, stride, marks that are scored, and how much of the text."""

@@ -138,8 +138,8 @@ class Generation(Task):
         for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
             example = batch.examples[row.example]
             text = example.completion if example.completion is not None else example.references[0]
-            metric.completions.update(row.example, total, row.labels[1], len(text.encode()))
-            metric.completions.add_document(row.example, len(text.split()), row.labels[1])
+            whole, n_bytes = (len(text.split()), row.labels[1]), len(text.encode())
+            metric.completions.update(row.example, total, row.labels[1], n_bytes, whole)
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
         """What is scored, what stands before it, and the context."""

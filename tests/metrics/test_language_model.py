@@ -32,8 +32,7 @@ def scores(
     metric = LanguageModelScores()
     scored = {document: sum(w.tokens for w in windows if w.document == document) for document in words}
     for window in windows:
-        metric.update(*window)
-        metric.add_document(window.document, words[window.document], (n_targets or scored)[window.document])
+        metric.update(*window, (words[window.document], (n_targets or scored)[window.document]))
     return compute(metric, "sig", n_resamples=n_resamples, seed=3)
 
 
