@@ -236,9 +236,7 @@ def _split(
     adapted = asked if read.ours and asked else list(names)
     n = len(adapted) if read.ours else 1
     size = AdapterSize(len(a) // n, alpha / (n**0.5 if read.config.rslora else n))
-    start = 0
-    for name, n_out in zip(names, n_rows, strict=True):
-        rows, start = slice(start, start + n_out), start + n_out
+    for name, rows in zip(names, torch.arange(len(b)).split(n_rows), strict=True):
         if name in adapted:
             first = adapted.index(name) * size.rank if read.ours else 0
             columns = slice(first, first + size.rank)

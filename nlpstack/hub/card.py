@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nlpstack.hub.families import FAMILIES, family_of, model_heads
@@ -60,16 +60,14 @@ def model_card(facts: Mapping[str, object]) -> str:
     )
 
 
-def _lines(facts: Mapping[str, object]) -> list[str]:
-    lines = []
+def _lines(facts: Mapping[str, object]) -> Iterator[str]:
     for key, value in facts.items():
         if key in _FRONT or value is None:
             continue
         if isinstance(value, Mapping):
-            lines += [f"- {_plain(key)}:", *(f"  - {_plain(name)}: {_plain(part)}" for name, part in value.items())]
+            yield from (f"- {_plain(key)}:", *(f"  - {_plain(name)}: {_plain(part)}" for name, part in value.items()))
         else:
-            lines.append(f"- {_plain(key)}: {_plain(value)}")
-    return lines
+            yield f"- {_plain(key)}: {_plain(value)}"
 
 
 def _plain(value: object) -> str:

@@ -190,10 +190,7 @@ def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source:
 
 
 def _rope(given: Json, source: Path) -> tuple[Json, Json]:
-    """The keys with rope_theta in its old place, whether it stood there or in rope_parameters or rope_scaling.
-
-    And our fields for how these say that wavelengths are stretched.
-    """
+    """The keys with rope_theta in its old place, wherever it stood, and our fields for how wavelengths stretch."""
     given, fields = dict(given), dict[str, object]()
     for place in ("rope_parameters", "rope_scaling"):
         asked = given.pop(place, {})

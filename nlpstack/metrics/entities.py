@@ -1,5 +1,6 @@
 """Entity-level scores: tags to spans, and how many spans are found exactly and with their type."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -108,14 +109,12 @@ class EntityScores:
 
     def details(self) -> dict[str, Any]:
         """Precision, recall and F1 of each type, with the number of its true entities."""
-        by_type: dict[str, list[int]] = {}
-        for predicted, gold in self.told.values():
-            found, true = set(entity_spans(predicted)), set(entity_spans(gold))
-            for column, spans in enumerate((found & true, found, true)):
-                for kind, _, _ in spans:
-                    by_type.setdefault(kind, [0, 0, 0])[column] += 1
+        columns = zip(*self.told.values(), strict=True)  # predicted, true
+        found, true = ({(i, *span) for i, tags in enumerate(one) for span in entity_spans(tags)} for one in columns)
+        hits, n_found, n_true = (Counter(kind for _, kind, _, _ in spans) for spans in (found & true, found, true))
         table = {}
-        for kind, (hits, n_found, n_true) in sorted(by_type.items()):
-            shares = {"precision": hits / max(1, n_found), "recall": hits / max(1, n_true)}
-            table[kind] = {**shares, "f1": 2 * hits / (n_found + n_true), "n": n_true}
+        for kind in sorted(n_found | n_true):
+            shares = {"precision": hits[kind] / max(1, n_found[kind]), "recall": hits[kind] / max(1, n_true[kind])}
+            f1 = 2 * hits[kind] / (n_found[kind] + n_true[kind])
+            table[kind] = {**shares, "f1": f1, "n": n_true[kind]}
         return {"per_class": table}

@@ -42,8 +42,7 @@ def overlap_scorer(name: str, lowercase: bool) -> "Metric":
 def overlap_formula(rows: np.ndarray, counts: np.ndarray, *, name: str) -> Values:
     """BLEU (Papineni et al. 2002) or chrF (Popović 2015), 0 to 100, of sacrebleu's counts of each text."""
     score = overlap_scorer(name, lowercase=False)._compute_score_from_stats  # of counts, whose case is decided
-    values = [score(sums).score for sums in (counts @ rows).tolist()]
-    return {name: (np.array(values), counts.sum(axis=1))}
+    return {name: (np.array([score(sums).score for sums in (counts @ rows).tolist()]), counts.sum(axis=1))}
 
 
 def share_formula(rows: np.ndarray, counts: np.ndarray, *, names: Sequence[str], scale: float) -> Values:
@@ -89,8 +88,7 @@ class TextScores:
         counts = [scorer._extract_corpus_statistics([text], [[one] for one in refs])[0] for text, refs in pairs]
         rows, numbers = np.array(counts, dtype=np.int64), set(map(len, references))
         scorer.num_refs = numbers.pop() if len(numbers) == 1 else -1  # -1: it varies
-        readings = {name: f"|{scorer.get_signature().format()}"}
-        return Units(overlap_formula, "text", rows, {"name": name}, readings)
+        return Units(overlap_formula, "text", rows, {"name": name}, {name: f"|{scorer.get_signature().format()}"})
 
     def _rouge(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> Units:
         from rouge_score.rouge_scorer import RougeScorer
