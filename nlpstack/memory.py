@@ -18,8 +18,7 @@ from nlpstack.data.batch import Batch
 from nlpstack.model import GPT, LanguageModel, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, token_scores
 from nlpstack.tasks import TaskConfig
-from nlpstack.tasks.masked_lm import masked_loss
-from nlpstack.tasks.masked_rows import label_room
+from nlpstack.tasks.masked_lm import label_room, masked_loss
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig
 from nlpstack.train.runtime import DTYPES, Choices, autocast, peak_memory

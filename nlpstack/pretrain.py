@@ -94,12 +94,12 @@ def _material(
         write_samples = partial(task.write, model, task.prompts(val, train.samples), train.sample_tokens, train.seed)
     else:
         rows = task.examples(learned, train.seed)
-        for line in [*rows.rows.about, *rows.describe(_DESCRIBED_ROWS)]:
+        for line in [*rows.about, *rows.describe(_DESCRIBED_ROWS)]:
             note(line)
         scored = task.scored_rows(val, config.eval)  # what cannot be scored is known before the first step
-        note(f"validation: {len(scored.rows):,} rows, the same tokens hidden each time")
+        note(f"validation: {scored.n_rows:,} rows, the same tokens hidden each time")
         model = _bert(config, start, task, note)
-        n_examples, collate = len(rows.rows), rows.batch
+        n_examples, collate = rows.n_rows, rows.batch
         write_samples = partial(task.write, model, task.prompts(val, train.samples))
         first_loss += math.log(2) if config.task.nsp else 0.0
     return Material(

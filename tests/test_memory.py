@@ -19,8 +19,7 @@ from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes, opt
 from nlpstack.model import BERT, GPT, KVCache, LanguageModel, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks import EvalConfig, TaskConfig
-from nlpstack.tasks.masked_lm import masked_loss
-from nlpstack.tasks.masked_rows import label_room
+from nlpstack.tasks.masked_lm import label_room, masked_loss
 from nlpstack.train.optim import OptimConfig, make_optimizers
 from nlpstack.train.run import RunConfig, load_run
 from nlpstack.train.runtime import Choices

@@ -1,12 +1,28 @@
 """Which tokens a masked language model has to guess, and what it sees in their place (Devlin et al. 2019, 3.1, A.1)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 MASKED, RANDOM, KEPT = range(3)  # what a chosen token becomes: the mask, a random token, itself
 _SHARES = (0.8, 0.1, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """How rows are made: the tokenizer's marks, and how much is hidden."""
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    random_ids: np.ndarray  # what a hidden token may be replaced by
+    word_ids: Callable[[np.ndarray], np.ndarray]  # tokens (T,) -> each one's word (T,), -1 at special ones
+    share: float
+    whole_words: bool
+    length: int  # of a row, its special tokens included
 
 
 class Masked(NamedTuple):
@@ -18,35 +34,28 @@ class Masked(NamedTuple):
     kinds: np.ndarray  # (n,) uint8: MASKED, RANDOM or KEPT, as drawn; a random token may be the one that stood there
 
 
-def mask_tokens(
-    tokens: np.ndarray,
-    words: np.ndarray,
-    *,
-    share: float,
-    whole_words: bool,
-    mask_id: int,
-    random_ids: np.ndarray,
-    rng: np.random.Generator,
-) -> Masked:
+def mask_tokens(tokens: np.ndarray, form: RowFormat, rng: np.random.Generator) -> Masked:
     """Choose each token, or each word with all its tokens, with probability `share`, and hide what is chosen.
 
-    `tokens` (T,) int64 is not altered; `words` (T,) int64 has each token's word, -1 at special tokens, which are never
-    chosen; a random token is one of `random_ids`. How much is drawn from `rng` depends on shape and words alone.
+    `tokens` (T,) int64 is not altered; special ones, which are in no word, are never chosen. How much is drawn from
+    `rng` depends on shape and words alone.
     """
-    n_units = int(words.max(initial=-1)) + 1 if whole_words else len(tokens)
-    unit = words if whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)
-    places = np.flatnonzero(np.append(rng.random(n_units) < share, False)[unit])  # -1, of special tokens, is the last
+    words = form.word_ids(tokens)
+    n_units = int(words.max(initial=-1)) + 1 if form.whole_words else len(tokens)
+    unit = words if form.whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)
+    chosen = np.append(rng.random(n_units) < form.share, False)  # the last one is of special tokens, whose unit is -1
+    places = np.flatnonzero(chosen[unit])
     kinds = np.searchsorted(np.cumsum(_SHARES[:-1]), rng.random(len(tokens)), side="right").astype(np.uint8)
     # Scaled floats: rng.integers draws again where it would be uneven, so that how much it draws is left to chance.
-    drawn = random_ids[(rng.random(len(tokens)) * len(random_ids)).astype(np.int64)]
+    drawn = form.random_ids[(rng.random(len(tokens)) * len(form.random_ids)).astype(np.int64)]
     labels, kinds = tokens[places], kinds[places]
     seen = tokens.copy()
-    seen[places] = np.select([kinds == MASKED, kinds == RANDOM], [mask_id, drawn[places]], labels)
+    seen[places] = np.select([kinds == MASKED, kinds == RANDOM], [form.mask_id, drawn[places]], labels)
     return Masked(seen, places, labels, kinds)
 
 
 def describe_masking(rows: Iterable[tuple[np.ndarray, Masked]], *, whole_words: bool) -> str:
-    """A line for the log on `rows`, each the words (T,) given to `mask_tokens` and its result: how much became what."""
+    """A line for the log on `rows`, each a row's words (T,) and what became of it: how much was hidden in which way."""
     n_tokens, kinds = 0, np.zeros(3, dtype=np.int64)  # that could be chosen; the chosen ones by what they became
     for words, row in rows:
         n_tokens += int((words >= 0).sum())

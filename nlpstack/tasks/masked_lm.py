@@ -1,15 +1,19 @@
-"""Masked tokens and next sentences: the two losses of a BERT, their scores, and guesses to look at."""
+"""Masked tokens and next sentences: what a BERT reads of shards, its two losses, their scores, guesses to look at."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, pad_batch, pad_rows
+from nlpstack.data.loader import Example
+from nlpstack.data.masking import Masked, RowFormat, describe_masking, mask_tokens
+from nlpstack.data.packing import PackedBlocks, SentencePairs
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
@@ -17,12 +21,119 @@ from nlpstack.metrics.language_model import MaskedLMScores
 from nlpstack.model import BERT
 from nlpstack.model.heads import HEADS, Head
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
-from nlpstack.tasks import masked_rows
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
-from nlpstack.tasks.masked_rows import MaskedRows, PackedRows, PairRows, RowFormat, Stretches
 from nlpstack.tokenizer import Tokenizer
 
+_MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs
 _SHOWN_TOKENS = 24  # of the text around a guess that is shown
+
+
+class Row(NamedTuple):
+    """One example before tokens are hidden."""
+
+    tokens: np.ndarray  # int64
+    n_first: int  # tokens of segment 0: [CLS], the first text and its [SEP]
+    label: int | None  # 0: the second text follows the first; 1: it does not; None: there is one text
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """Rows with tokens hidden anew in each epoch, a pure function of (seed, epoch, index)."""
+
+    row: Callable[[int, int], Row]  # of (epoch, index), with no token hidden yet
+    n_rows: int  # an epoch
+    about: list[str]  # lines for the log
+    form: RowFormat
+    seed: int
+
+    def masked(self, epoch: int, index: int) -> tuple[Row, Masked]:
+        """A row, and what is hidden in it."""
+        row, rng = self.row(epoch, index), np.random.default_rng((self.seed, epoch, index, _MASK_SALT))
+        return row, mask_tokens(row.tokens, self.form, rng)
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch, every row filled up to the longest one there may be, so that shapes do not change."""
+        made = [self.masked(epoch, index) for epoch, index in examples]
+        length = self.form.length
+        places = np.concatenate([hidden.places + i * length for i, (_, hidden) in enumerate(made)])
+        labels = np.concatenate([hidden.labels for _, hidden in made])
+        room = label_room(len(examples), length, self.form.share, whole_words=self.form.whole_words)
+        room = max(room, _multiple(len(places)))
+        given, n_targets = {"mlm": pad_rows([labels], IGNORE_INDEX, room)[0]}, {"mlm": len(labels)}
+        n_firsts = None
+        if following := [row.label for row, _ in made if row.label is not None]:
+            given["nsp"], n_targets["nsp"] = torch.tensor(following), len(following)
+            n_firsts = [row.n_first for row, _ in made]
+        batch = pad_batch([hidden.tokens for _, hidden in made], n_firsts, self.form.pad_id, length)
+        return replace(batch, labels=given, places=pad_rows([places], 0, room)[0], n_targets=n_targets)
+
+    def describe(self, n: int) -> list[str]:
+        """What was done to the first `n` rows of the first epoch: tokens hidden, and how full the rows are."""
+        made = [self.masked(0, index) for index in range(min(n, self.n_rows))]
+        words = ((self.form.word_ids(row.tokens), hidden) for row, hidden in made)
+        padding = 1 - sum(len(row.tokens) for row, _ in made) / (len(made) * self.form.length)
+        masking = describe_masking(words, whole_words=self.form.whole_words)
+        return [masking, f"padding: {padding:.1%} of {len(made):,} rows"]
+
+
+def pair_rows(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
+    """`[CLS] first [SEP] second [SEP]`: two texts a row, of which the second follows the first or does not."""
+    pairs = SentencePairs(shards, form.length - 3, seed)
+
+    def row(epoch: int, index: int) -> Row:
+        first, second, is_next = pairs.pair(epoch, index)
+        cls, sep = [form.cls_id], [form.sep_id]
+        return Row(np.concatenate((cls, first, sep, second, sep)), len(first) + 2, int(not is_next))
+
+    cut = f"sentences cut by {shards.spec.sentences}; a language it does not know by English rules"
+    return MaskedRows(row, len(pairs), [cut, *pairs.report()], form, seed)
+
+
+def packed_rows(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
+    """One text a row, as long as fits, across documents (RoBERTa's FULL-SENTENCES: Liu et al. 2019, section 4.2)."""
+    blocks = PackedBlocks(shards, form.length - 2, seed)
+
+    def row(epoch: int, index: int) -> Row:
+        return single_row(blocks.block(epoch, index)[:-1], form)
+
+    about = f"rows: {len(blocks):,} an epoch, each of {form.length - 2} tokens between its marks"
+    return MaskedRows(row, len(blocks), [about], form, seed)
+
+
+def stretches(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
+    """The whole text in order, cut into rows of one text, the last of which may be short; the same in every epoch."""
+    size, end = form.length - 2, len(shards)
+    n_rows = math.ceil(end / size)
+
+    def row(_epoch: int, index: int) -> Row:
+        return single_row(shards.read(index * size, min((index + 1) * size, end)), form)
+
+    return MaskedRows(row, n_rows, [f"rows: {n_rows:,}, the whole text in order"], form, seed)
+
+
+def single_row(tokens: np.ndarray, form: RowFormat) -> Row:
+    """`[CLS] text [SEP]`."""
+    whole = np.concatenate(([form.cls_id], tokens, [form.sep_id]))
+    return Row(whole, len(whole), None)
+
+
+def one_hidden_each(tokens: np.ndarray, start: int, stop: int, form: RowFormat) -> Batch:
+    """Copies of a row, each with another one of its tokens `start` to `stop` hidden (Salazar et al. 2020, 2.3)."""
+    rows, hidden = torch.arange(stop - start), torch.arange(start, stop)
+    batch = pad_batch([tokens] * len(rows), None, form.pad_id, form.length)
+    batch.tokens[rows, hidden] = form.mask_id
+    return replace(batch, labels={"mlm": torch.from_numpy(tokens)[hidden]}, places=rows * form.length + hidden)
+
+
+def label_room(n_rows: int, length: int, share: float, *, whole_words: bool) -> int:
+    """Labels that a batch has room for: in all likelihood enough, so that its shapes are always the same."""
+    mean = share * n_rows * length
+    spread = math.sqrt(mean * (4 if whole_words else 1))  # of sums of words' lengths, which vary more
+    return _multiple(mean + 6 * spread)
+
+
+def _multiple(n: float) -> int:
+    return 64 * math.ceil(n / 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +173,7 @@ class MaskedLM(Task):
 
     def examples(self, shards: TokenShards, seed: int) -> MaskedRows:
         """A split as training examples: pairs of texts or, without next sentences, packed rows."""
-        rows = PairRows(shards, self.form, seed) if self.config.nsp else PackedRows(shards, self.form, seed)
-        return MaskedRows(rows, self.form, seed)
+        return (pair_rows if self.config.nsp else packed_rows)(shards, self.form, seed)
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
@@ -73,28 +183,27 @@ class MaskedLM(Task):
         """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
         rows = self.scored_rows(data, config)
         n_rows, n_tokens = max(1, config.batch_tokens // self.form.length), 0
-        for start in range(0, len(rows.rows), n_rows):
+        for start in range(0, rows.n_rows, n_rows):
             if config.max_tokens and n_tokens >= config.max_tokens:
                 break
-            batch = rows.batch([(0, index) for index in range(start, min(start + n_rows, len(rows.rows)))])
+            batch = rows.batch([(0, index) for index in range(start, min(start + n_rows, rows.n_rows))])
             n_tokens += batch.n_tokens
             yield ScoredBatch(batch=batch, alone=False)
         yield from self._alone(data, config, n_rows)
 
     def scored_rows(self, data: TokenShards, config: EvalConfig) -> MaskedRows:
         """What is scored of a split: the pairs of one epoch or, without next sentences, all of the text."""
-        rows = PairRows(data, self.form, config.seed) if self.config.nsp else Stretches(data, self.form)
-        return MaskedRows(rows, self.form, config.seed)
+        return (pair_rows if self.config.nsp else stretches)(data, self.form, config.seed)
 
     def _alone(self, data: TokenShards, config: EvalConfig, n_rows: int) -> Iterator[ScoredBatch]:
         """Evenly spread stretches of text, of about `eval.pseudo_tokens` tokens in all."""
-        stretches = Stretches(data, self.form)
-        n_wanted = min(len(stretches), -(-config.pseudo_tokens // (self.form.length - 2)))
+        rows = stretches(data, self.form, config.seed)
+        n_wanted = min(rows.n_rows, -(-config.pseudo_tokens // (self.form.length - 2)))
         for number in range(n_wanted):
-            tokens = stretches.row(0, number * len(stretches) // n_wanted).tokens
+            tokens = rows.row(0, number * rows.n_rows // n_wanted).tokens
             end = len(tokens) - 1  # [SEP] is not hidden, nor is [CLS]
             for start in range(1, end, n_rows):
-                batch = masked_rows.one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
+                batch = one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
                 yield ScoredBatch(batch=batch, alone=True)
 
     def score(self, model: nn.Module, batch: ScoredBatch, metric: MaskedLMScores) -> None:
@@ -140,7 +249,7 @@ class MaskedLM(Task):
         found = []
         for ids in prompts:
             middle = len(ids) // 2
-            row = masked_rows.single_row(np.array(ids), self.form)
+            row = single_row(np.array(ids), self.form)
             row.tokens[middle + 1] = self.form.mask_id
             with evaluating(model):
                 hidden = model(torch.from_numpy(row.tokens)[None].to(model.unembedding.device))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nlpstack.data.masking import KEPT, MASKED, RANDOM, Masked, describe_masking, mask_tokens
+from nlpstack.data.masking import KEPT, MASKED, RANDOM, Masked, RowFormat, describe_masking, mask_tokens
 
 QUICK = settings(max_examples=150, deadline=None)  # deadlines fail on a busy machine
 MASK = 4
@@ -16,13 +16,25 @@ IDS = np.array([7, 8, 9, 11, 12, 13, 20, 21, 22, 23])  # 10 is special, too
 N_TOKENS = 240_000
 
 
+def form(words: np.ndarray, share: float, whole_words: bool, ids: np.ndarray = IDS) -> RowFormat:
+    """Rows whose tokens are of these words."""
+    return RowFormat(
+        cls_id=1,
+        sep_id=2,
+        mask_id=MASK,
+        pad_id=0,
+        random_ids=ids,
+        word_ids=lambda _: words,
+        share=share,
+        whole_words=whole_words,
+        length=len(words),
+    )
+
+
 def mask(words: np.ndarray, share: float, whole_words: bool, seed: int = 0) -> tuple[np.ndarray, Masked]:
     """Tokens of which each is told by its number from 1,000, and what becomes of them."""
     tokens = np.arange(1000, 1000 + len(words))
-    rng = np.random.default_rng(seed)
-    return tokens, mask_tokens(
-        tokens, words, share=share, whole_words=whole_words, mask_id=MASK, random_ids=IDS, rng=rng
-    )
+    return tokens, mask_tokens(tokens, form(words, share, whole_words), np.random.default_rng(seed))
 
 
 ROWS = st.lists(st.integers(-1, 1), max_size=60).map(
@@ -74,7 +86,7 @@ def test_how_much_is_drawn_is_left_neither_to_chance_nor_to_the_share(whole_word
     after = []
     for share, ids in itertools.product((0.0, 0.3, 1.0), (IDS, IDS[:3], np.arange(30_000))):
         rng = np.random.default_rng(5)
-        mask_tokens(words, words, share=share, whole_words=whole_words, mask_id=MASK, random_ids=ids, rng=rng)
+        mask_tokens(words, form(words, share, whole_words, ids), rng)
         after.append(rng.bit_generator.state["state"]["state"])
     assert len(set(after)) == 1
 
@@ -137,9 +149,7 @@ def test_counts_say_what_was_drawn() -> None:
 
 def test_a_random_token_that_is_the_original_counts_as_random() -> None:
     tokens = np.full(5000, 7)
-    rng = np.random.default_rng(3)
-    found = mask_tokens(
-        tokens, np.arange(5000), share=1.0, whole_words=False, mask_id=MASK, random_ids=np.array([7]), rng=rng
-    )
+    one = form(np.arange(5000), 1.0, False, np.array([7]))
+    found = mask_tokens(tokens, one, np.random.default_rng(3))
     assert 400 < (found.kinds == RANDOM).sum() < 600
     assert 800 < (found.tokens == 7).sum() < 1200

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from nlpstack.data.batch import IGNORE_INDEX
 from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.masking import RowFormat
 from nlpstack.data.shards import TokenShards
-from nlpstack.tasks.masked_rows import (
+from nlpstack.tasks.masked_lm import (
     MaskedRows,
-    PackedRows,
-    PairRows,
-    RowFormat,
-    Stretches,
     label_room,
     one_hidden_each,
+    packed_rows,
+    pair_rows,
     single_row,
+    stretches,
 )
 from tests.handmade import MakeShards
 
@@ -57,17 +57,13 @@ def shards(make_shards: MakeShards) -> TokenShards:
 
 @pytest.fixture(params=["pairs", "packed", "stretches"])
 def rows(request: pytest.FixtureRequest, shards: TokenShards) -> MaskedRows:
-    made = {
-        "pairs": lambda: PairRows(shards, FORM, 5),
-        "packed": lambda: PackedRows(shards, FORM, 5),
-        "stretches": lambda: Stretches(shards, FORM),
-    }[request.param]()
-    return MaskedRows(made, FORM, 5)
+    make = {"pairs": pair_rows, "packed": packed_rows, "stretches": stretches}[request.param]
+    return make(shards, FORM, 5)
 
 
 def test_a_row_is_marked_as_a_bert_reads_it(rows: MaskedRows) -> None:
-    for index in range(len(rows.rows)):
-        row = rows.rows.row(0, index)
+    for index in range(rows.n_rows):
+        row = rows.row(0, index)
         marks = np.flatnonzero(np.isin(row.tokens, SPECIAL)).tolist()
         if row.label is None:
             assert marks == [0, len(row.tokens) - 1]
@@ -79,10 +75,10 @@ def test_a_row_is_marked_as_a_bert_reads_it(rows: MaskedRows) -> None:
 
 
 def test_a_pairs_second_text_follows_where_the_label_is_0_and_only_there(shards: TokenShards) -> None:
-    rows = PairRows(shards, FORM, 5)
+    rows = pair_rows(shards, FORM, 5)
     text = shards.read(0, len(shards))
     found = {0: 0, 1: 0}
-    for index in range(len(rows)):
+    for index in range(rows.n_rows):
         row = rows.row(0, index)
         first, second = row.tokens[1 : row.n_first - 1], row.tokens[row.n_first : -1]
         joined = np.concatenate((first, second))
@@ -96,11 +92,11 @@ def test_a_pairs_second_text_follows_where_the_label_is_0_and_only_there(shards:
 
 
 def test_a_batch_holds_what_is_hidden_where_it_is_hidden(rows: MaskedRows) -> None:
-    examples = [(0, index) for index in range(min(7, len(rows.rows)))]
+    examples = [(0, index) for index in range(min(7, rows.n_rows))]
     batch = rows.batch(examples)
     counted = batch.labels["mlm"] != IGNORE_INDEX
     assert batch.n_targets["mlm"] == counted.sum() > 0
-    originals = [rows.rows.row(*example).tokens for example in examples]
+    originals = [rows.row(*example).tokens for example in examples]
     flat = batch.tokens.flatten()
     seen: list[int] = []
     for place, label in zip(batch.places[counted].tolist(), batch.labels["mlm"][counted].tolist(), strict=True):
@@ -121,10 +117,10 @@ def test_a_batch_holds_what_is_hidden_where_it_is_hidden(rows: MaskedRows) -> No
 
 
 def test_segments_and_next_labels_are_those_of_the_rows(shards: TokenShards) -> None:
-    rows = MaskedRows(PairRows(shards, FORM, 5), FORM, 5)
+    rows = pair_rows(shards, FORM, 5)
     batch = rows.batch([(2, index) for index in range(6)])
     for number in range(6):
-        row = rows.rows.row(2, number)
+        row = rows.row(2, number)
         assert batch.labels["nsp"][number] == row.label
         ones = batch.segments[number].nonzero()[:, 0].tolist()
         assert ones == list(range(row.n_first, len(row.tokens)))
@@ -140,7 +136,7 @@ def test_the_batch_of_a_step_is_the_same_whoever_asks_for_it_and_when(
 
     def loader(micro: int) -> Loader:
         return Loader(
-            Shuffled(len(shards_cache.rows), batch_size=batch_size, seed=9), shards_cache.batch, micro_batch=micro
+            Shuffled(shards_cache.n_rows, batch_size=batch_size, seed=9), shards_cache.batch, micro_batch=micro
         )
 
     micro = min(micro_batch, batch_size)
@@ -167,7 +163,7 @@ def shards_cache(tmp_path_factory: pytest.TempPathFactory) -> MaskedRows:
     shards = load_or_tokenize(
         lambda: pieces, encode, spec, tmp_path_factory.mktemp("cache"), lambda _: None, segment=cut
     )
-    return MaskedRows(PairRows(shards, FORM, 5), FORM, 5)
+    return pair_rows(shards, FORM, 5)
 
 
 def test_tokens_are_hidden_anew_in_each_epoch(rows: MaskedRows) -> None:
@@ -178,8 +174,8 @@ def test_tokens_are_hidden_anew_in_each_epoch(rows: MaskedRows) -> None:
 
 
 def test_stretches_are_the_whole_text_once(shards: TokenShards) -> None:
-    stretches = Stretches(shards, FORM)
-    joined = np.concatenate([stretches.row(0, index).tokens[1:-1] for index in range(len(stretches))])
+    rows = stretches(shards, FORM, 5)
+    joined = np.concatenate([rows.row(0, index).tokens[1:-1] for index in range(rows.n_rows)])
     assert np.array_equal(joined, shards.read(0, len(shards)))
 
 
@@ -195,17 +191,17 @@ def test_hidden_one_at_a_time_each_token_is_hidden_once() -> None:
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_there_is_room_for_the_labels_so_that_shapes_stay(shards: TokenShards, whole_words: bool) -> None:
     form = replace(FORM, whole_words=whole_words)
-    rows = MaskedRows(PackedRows(shards, form, 5), form, 5)
+    rows = packed_rows(shards, form, 5)
     room = label_room(8, FORM.length, FORM.share, whole_words=whole_words)
     for epoch in range(40):
-        batch = rows.batch([(epoch, index % len(rows.rows)) for index in range(8)])
+        batch = rows.batch([(epoch, index % rows.n_rows) for index in range(8)])
         assert batch.labels["mlm"].shape == batch.places.shape == (room,)
 
 
 def test_the_log_says_what_was_hidden_and_padded(rows: MaskedRows) -> None:
     masking, padding = rows.describe(10_000)
-    n_tokens = sum(len(rows.rows.row(0, index).tokens) for index in range(len(rows.rows)))
-    assert padding == f"padding: {1 - n_tokens / (len(rows.rows) * FORM.length):.1%} of {len(rows.rows):,} rows"
-    n_hidden = sum(len(rows.masked(0, index)[1].places) for index in range(len(rows.rows)))
-    n_marks = sum(np.isin(rows.rows.row(0, index).tokens, SPECIAL).sum() for index in range(len(rows.rows)))
+    n_tokens = sum(len(rows.row(0, index).tokens) for index in range(rows.n_rows))
+    assert padding == f"padding: {1 - n_tokens / (rows.n_rows * FORM.length):.1%} of {rows.n_rows:,} rows"
+    n_hidden = sum(len(rows.masked(0, index)[1].places) for index in range(rows.n_rows))
+    n_marks = sum(np.isin(rows.row(0, index).tokens, SPECIAL).sum() for index in range(rows.n_rows))
     assert f"{100 * n_hidden / (n_tokens - n_marks):.1f} % of {n_tokens - n_marks:,} tokens" in masking
