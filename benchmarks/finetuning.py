@@ -111,10 +111,11 @@ def theirs(name: str, mode: str, seed: int, epochs: float, data: Path, out: Path
         TrainingArguments,
     )
 
-    from nlpstack.data.labelled import labelled_splits, load_labelled
+    from nlpstack.data.labelled import load_labelled
+    from nlpstack.data.readers import find_splits
 
     task, values = "classification" if name == "banking77" else "ner", MODES[mode]
-    labelled_splits([str(data / name)], task)
+    find_splits([str(data / name)], task)
     splits: Any = load_labelled([str(data / name)], task, val_share=0.1, seed=seed, note=lambda line: None)
     tokenizer = AutoTokenizer.from_pretrained(weights())
     torch.manual_seed(seed)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nlpstack.baselines import labelled_baselines
-from nlpstack.data.labelled import labelled_splits, load_labelled, split_key
+from nlpstack.data.labelled import load_labelled, split_key
 from nlpstack.data.loader import Bucketed
-from nlpstack.data.readers import Note
+from nlpstack.data.readers import Note, find_splits
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
@@ -73,7 +73,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
     config = run.config
     name, seed, paths = config.task.name, config.train.seed, config.data.paths
     splits: dict[str, Any] = load_labelled(paths, name, val_share=config.data.val_share, seed=seed, note=note)
-    task = task_on(splits["train"], start.tokenizer, config.model, config.task, note)
+    task = task_on(splits["train"], start, config.task, note)
     model, fresh = _with_heads(start, run, task, note)
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
     if isinstance(task, Classification):
@@ -98,7 +98,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
         hashes={
             "tokenizer": task.tokenizer.hash,
             "model": base[1],
-            **{f"data_{part}": split_key(members) for part, members in labelled_splits(paths, name).items()},
+            **{f"data_{part}": split_key(members) for part, members in find_splits(paths, name).items()},
         },
         facts={"data": ", ".join(paths), "task": name, "base": base[0]},
         start=base[0],

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlpstack.data.labelled import SUFFIXES_OF, Row, labels_in, read_texts, table_rows, tagged_rows, text_field
-from nlpstack.data.readers import Note, corpus_suffix, json_rows, text_lines
+from nlpstack.data.labelled import Row, labels_in, read_texts, table_rows, tagged_rows, text_field
+from nlpstack.data.readers import SUFFIXES_OF, Note, corpus_suffix, json_rows, text_lines
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import sha256_file
 from nlpstack.metrics.classification import LabelScores

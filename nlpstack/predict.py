@@ -11,7 +11,7 @@ import torch
 
 from nlpstack.config import build
 from nlpstack.data import labelled
-from nlpstack.data.readers import Note, corpus_suffix, mute, text_lines
+from nlpstack.data.readers import SUFFIXES_OF, Note, corpus_suffix, mute, text_lines
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -161,7 +161,7 @@ def predict(
 
 def _inputs(path: Path, task: str, note: Note) -> Iterator[tuple[Any, str]]:
     """Examples of a file, without labels, one by one, each beside its text if it is cut into words here."""
-    kinds = (".txt", *labelled.SUFFIXES_OF[task])
+    kinds = (".txt", *SUFFIXES_OF[task])
     if corpus_suffix(path, kinds) is None:
         raise DataError(f"{path}: not a kind of file read for {task}; accepted: {', '.join(dict.fromkeys(kinds))}")
     is_text = corpus_suffix(path, [".txt"]) is not None

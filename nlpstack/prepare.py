@@ -9,8 +9,8 @@ from typing import Any
 from nlpstack.config import build
 from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
-from nlpstack.data.labelled import Splits, classes_of, labelled_splits, read_labelled
-from nlpstack.data.readers import DataConfig, Note, mute
+from nlpstack.data.labelled import Splits, classes_of, read_labelled
+from nlpstack.data.readers import DataConfig, Note, find_splits, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
@@ -90,7 +90,7 @@ def check_data(
     and `unknown` (tokens of characters that it lacks). What may spoil a training or its scores is listed under
     `problems`. DataError, with file and line, for what cannot be read.
     """
-    found = read_labelled(labelled_splits(paths, task), task, note)
+    found = read_labelled(find_splits(paths, task), task, note)
     splits: Splits = {name: found[name] for name in ("train", "all", "val", "test") if name in found}
     report, problems = describe(splits)
     if model is not None:
@@ -98,7 +98,7 @@ def check_data(
         train = next(iter(splits.values()))
         known = {one for example in train for one in classes_of(example)}
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
-        made = task_on(train, ready.tokenizer, ready.config, loose, mute)
+        made = task_on(train, ready, loose, mute)
         for name, examples in splits.items():
             readable: list[Any] = [example for example in examples if known.issuperset(classes_of(example))]
             rows = made.encode(readable, name, problems.append)  # rows over the context are a problem

@@ -8,8 +8,8 @@ from typing import Any
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
-from nlpstack.data.labelled import TextExample, inputs_of, labelled_splits, load_labelled, read_labelled, split_key
-from nlpstack.data.readers import DataConfig, Note
+from nlpstack.data.labelled import TextExample, inputs_of, load_labelled, read_labelled, split_key
+from nlpstack.data.readers import DataConfig, Note, find_splits
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.metrics import Metric
 from nlpstack.model import BERT, GPT, LanguageModel
@@ -54,7 +54,7 @@ class Subject:
     def _labelled(self, name: str) -> "Scored":
         """A split of labelled data."""
         paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
-        files: dict[str, list[Path]] = labelled_splits(paths, kind)
+        files: dict[str, list[Path]] = find_splits(paths, kind)
 
         def recorded() -> dict[str, Any]:
             share, seed = record["data"]["val_share"], record["train"]["seed"]

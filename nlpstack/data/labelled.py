@@ -13,15 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nlpstack.data.readers import OVERLAPS, Note, SplitFiles, corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import OVERLAPS, Note, corpus_suffix, find_splits, json_rows, text_lines
 from nlpstack.errors import DataError
 from nlpstack.files import sha256_file
 
-SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {
-    "classification": (".tsv", ".csv", ".jsonl"),
-    "ner": (".conll", ".bio", ".iob", ".iob2", ".txt", ".tsv", ".jsonl"),
-    "generation": (".jsonl",),
-}
 Row = tuple[str, dict[str, Any]]  # where it stands, and its fields
 Sentence = tuple[int, tuple[str, ...], tuple[str, ...]]  # number of the first line, words, tags
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -283,11 +278,6 @@ def _is_text(value: Any) -> bool:
 _READERS = {"classification": read_texts, "ner": read_tagged, "generation": read_prompts}
 
 
-def labelled_splits(paths: Sequence[str], task: str) -> SplitFiles:
-    """The files of a task by split: train, val and test as far as there are any, or "all" if no file is a split's."""
-    return find_splits(paths, SUFFIXES_OF[task], task)
-
-
 def read_labelled(files: Mapping[str, Sequence[Path]], task: str, note: Note, *, labelled: bool = True) -> Splits:
     """The examples of each split, file after file; each file must hold some, and all must be labelled alike."""
     splits: Splits = {}
@@ -314,7 +304,7 @@ def load_labelled(paths: Sequence[str], task: str, *, val_share: float, seed: in
 
     Without a validation split, `val_share` of the training examples is drawn for it, evenly over their labels.
     """
-    splits = read_labelled(labelled_splits(paths, task), task, note)
+    splits = read_labelled(find_splits(paths, task), task, note)
     splits = {name.replace("all", "train"): examples for name, examples in splits.items()}
     if "val" not in splits:
         splits |= _cut_val(splits["train"], val_share, seed, note)

@@ -5,7 +5,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain, pairwise
@@ -22,6 +22,11 @@ PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this
 Note = Callable[[str], None]  # takes a line that says what was done
 SplitFiles = dict[str, list[Path]]  # by the name of the split
 SUFFIXES = (".txt", ".jsonl")
+SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {  # of labelled files, by their task
+    "classification": (".tsv", ".csv", ".jsonl"),
+    "ner": (".conll", ".bio", ".iob", ".iob2", ".txt", ".tsv", ".jsonl"),
+    "generation": (".jsonl",),
+}
 PACKED = (".gz", ".zst")
 _BAD_BYTE = " not UTF-8 at byte {at} (0x{byte:02x})"
 SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -55,24 +60,25 @@ class Piece(NamedTuple):
     last: bool  # the document ends with this piece
 
 
-def find_splits(paths: Sequence[str], suffixes: Sequence[str] = SUFFIXES, kind: str = "corpus") -> SplitFiles:
+def find_splits(paths: Sequence[str], kind: str = "corpus") -> SplitFiles:
     """Files by split: {"train", and "val", "test" where there are any}, or {"all": ...} if no file is a split's.
 
-    A folder with a `train.*` file is a data folder; any other folder stands for all files below it that end in one of
-    `suffixes`, packed or not. `kind` is what messages call such files.
+    A folder with a `train.*` file is a data folder; any other folder stands for all files below it, packed or not, that
+    are of the `kind`: of a corpus, or read for a task of that name.
     """
     if not paths:
         raise DataError("no data given; name it with --data FILE|DIR|GLOB|sample:NAME")
     splits: SplitFiles = {}
     for text in paths:
-        for split, files in _expand(text, suffixes, kind).items():
+        for split, files in _expand(text, kind).items():
             splits.setdefault(split, []).extend(files)
     if "all" in splits and "train" in splits:
         splits["train"].extend(splits.pop("all"))
     return splits
 
 
-def _expand(text: str, suffixes: Sequence[str], kind: str) -> SplitFiles:
+def _expand(text: str, kind: str) -> SplitFiles:
+    suffixes = SUFFIXES_OF.get(kind, SUFFIXES)
     accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
@@ -202,10 +208,7 @@ def _lines(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, note: Note) -> Iterator[Piece]:
-    for number, line in enumerate(text_lines(path, note), 1):
-        if not line.strip():
-            continue
-        text = json_text(f"{path}:{number}", line)
+    for number, text in json_rows(path, note, json_text):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -225,14 +228,7 @@ def json_text(where: str, line: str) -> str:
     return text
 
 
-def json_rows(path: Path, note: Note) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file and their lines' numbers, blank lines passed over."""
-    for number, line in enumerate(text_lines(path, note), 1):
-        if line.strip():
-            yield number, _json_object(f"{path}:{number}", line, "a JSON object")
-
-
-def _json_object(where: str, line: str, wanted: str) -> dict[str, Any]:
+def _json_object(where: str, line: str, wanted: str = "a JSON object") -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -240,6 +236,13 @@ def _json_object(where: str, line: str, wanted: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected {wanted}")
     return row
+
+
+def json_rows(path: Path, note: Note, read: Callable[[str, str], Any] = _json_object) -> Iterator[tuple[int, Any]]:
+    """What `read` makes of the lines of a file, by default their JSON objects, and their numbers; not of blank ones."""
+    for number, line in enumerate(text_lines(path, note), 1):
+        if line.strip():
+            yield number, read(f"{path}:{number}", line)
 
 
 def _cut_text(text: str) -> Iterator[str]:

@@ -25,6 +25,7 @@ FORMAT = 2
 SHARD_TOKENS = 1 << 24  # tokens in a shard, at least: up to 64 MB, which a killed run may have to do again
 GROUP_BYTES = 1 << 22  # characters handed to the tokenizer at a time
 INDEX = "index.json"
+Pieces = Callable[[], Iterable[Piece]]
 Segment = Callable[[str], list[str]]
 Encode = Callable[[list[str]], list[np.ndarray]]
 
@@ -91,13 +92,7 @@ class TokenShards:
 
 
 def load_or_tokenize(
-    pieces: Callable[[], Iterable[Piece]],
-    encode: Encode,
-    spec: ShardSpec,
-    cache: Path,
-    report: Note,
-    *,
-    segment: Segment | None = None,
+    pieces: Pieces, encode: Encode, spec: ShardSpec, cache: Path, report: Note, *, segment: Segment | None = None
 ) -> TokenShards:
     """The shards of a split from the cache, or made now; a run killed on the way goes on at its last whole shard.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nlpstack.data.readers import Note
-from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
+from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, ScoreConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
 from nlpstack.tasks.classification import Classification, labels_of
@@ -12,7 +12,6 @@ from nlpstack.tasks.generation import Generation
 from nlpstack.tasks.masked_lm import MaskedLM
 from nlpstack.tasks.ner import NER, tags_of
 from nlpstack.tasks.similarity import Similarity
-from nlpstack.tokenizer import Tokenizer
 
 __all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Similarity", "Task"]
 __all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
@@ -36,12 +35,10 @@ def labelled_task(model: LanguageModel, config: TaskConfig) -> LabelledTask:
     return kind(model.tokenizer, model.config, model.labels, config)
 
 
-def task_on(
-    examples: Sequence[Any], tokenizer: Tokenizer, shape: TransformerConfig, config: TaskConfig, note: Note
-) -> LabelledTask:
-    """The task `config.name` with the labels of training examples."""
+def task_on(examples: Sequence[Any], model: LanguageModel, config: TaskConfig, note: Note) -> LabelledTask:
+    """The task `config.name` with the model's tokenizer and shape, and the labels of training examples."""
     if config.name == "generation":
-        return Generation(tokenizer, shape, config)
+        return Generation(model.tokenizer, model.config, config)
     if config.name == "ner":
-        return NER(tokenizer, shape, tags_of(examples, note), config)
-    return Classification(tokenizer, shape, labels_of(examples, note), config)
+        return NER(model.tokenizer, model.config, tags_of(examples, note), config)
+    return Classification(model.tokenizer, model.config, labels_of(examples, note), config)

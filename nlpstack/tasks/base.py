@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -32,11 +32,9 @@ class TaskConfig:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     constrained: bool = True  # ner: only tags that may follow each other, by Viterbi's algorithm
 
-    @model_validator(mode="after")
-    def _check(self) -> "TaskConfig":
+    def __post_init__(self) -> None:
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} must be above 0 and below 1")
-        return self
 
 
 class DocumentLayout(NamedTuple):
@@ -71,11 +69,9 @@ class EvalConfig:
         """How texts are compared."""
         return TextScoring(**{name: getattr(self, name) for name in TextScoring.__dataclass_fields__})
 
-    @model_validator(mode="after")
-    def _check(self) -> "EvalConfig":
+    def __post_init__(self) -> None:
         if self.window and self.stride > self.window:
             raise ValueError(f"stride={self.stride} is more than window={self.window}: tokens would go unscored")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -13,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data.labelled import (
-    SUFFIXES_OF,
     classes_of,
-    labelled_splits,
     load_labelled,
     read_labelled,
     read_texts,
     split_key,
 )
+from nlpstack.data.readers import SUFFIXES_OF, find_splits
 from nlpstack.errors import DataError
 from nlpstack.files import sha256_file
 from nlpstack.samples import sample
@@ -64,18 +63,18 @@ def test_a_folder_holds_the_splits_of_its_task(tmp_path: Path) -> None:
         "README.md",
     ):
         (tmp_path / name).touch()
-    found = labelled_splits([str(tmp_path)], "classification")
+    found = find_splits([str(tmp_path)], "classification")
     assert {split: [file.name for file in files] for split, files in found.items()} == {
         "train": ["train.more.csv.gz", "train.tsv"],
         "val": ["dev.jsonl"],
         "test": ["test.tsv.zst"],
     }
-    assert [file.name for file in labelled_splits([str(tmp_path)], "ner")["train"]] == ["train.conll", "train.tsv"]
+    assert [file.name for file in find_splits([str(tmp_path)], "ner")["train"]] == ["train.conll", "train.tsv"]
     path = tmp_path / "train.conll"
-    refused(lambda: labelled_splits([str(path)], "classification"), str(path), "accepted: .tsv, .csv, .jsonl, each")
+    refused(lambda: find_splits([str(path)], "classification"), str(path), "accepted: .tsv, .csv, .jsonl, each")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(lambda: labelled_splits([str(empty)], "generation"), str(empty), "no generation files", "accepted: .jsonl,")
+    refused(lambda: find_splits([str(empty)], "generation"), str(empty), "no generation files", "accepted: .jsonl,")
     assert set(SUFFIXES_OF) == {"classification", "ner", "generation"}
 
 
@@ -198,7 +197,7 @@ def n_entities(examples: list[Any]) -> int:
 def rows_of(folder: Path, task: str, **options: Any) -> dict[str, list[Any]]:
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} among the shared data")
-    return read_labelled(labelled_splits([str(folder)], task), task, options.get("note", pytest.fail))
+    return read_labelled(find_splits([str(folder)], task), task, options.get("note", pytest.fail))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +259,7 @@ def test_the_shared_similarities_are_numbers(shared_data: Path) -> None:
     ],
 )
 def test_the_labelled_samples_are_what_their_readmes_say(name: str, task: str, rows: tuple[int, ...]) -> None:
-    found = read_labelled(labelled_splits([f"sample:{name}"], task), task, pytest.fail)
+    found = read_labelled(find_splits([f"sample:{name}"], task), task, pytest.fail)
     assert tuple(len(found.get(split, [])) for split in ("train", "val", "test")) == rows
     readme = (sample(name) / "README.md").read_text("utf-8")
     assert all(f"{n:,}" in readme for n in rows if n)
