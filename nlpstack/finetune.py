@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nlpstack.baselines import labelled_baselines
+from nlpstack.data.batch import Bucketed
 from nlpstack.data.labelled import load_labelled, split_key
-from nlpstack.data.loader import Bucketed
 from nlpstack.data.readers import Note, find_splits
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating

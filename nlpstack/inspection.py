@@ -17,8 +17,8 @@ import torch
 
 from nlpstack import __version__
 from nlpstack.config import near
+from nlpstack.data.batch import Shuffled
 from nlpstack.data.corpus import load_corpus
-from nlpstack.data.loader import Shuffled
 from nlpstack.data.readers import Note, mute
 from nlpstack.errors import ConfigError, did_you_mean
 from nlpstack.hub import load_model

@@ -16,8 +16,7 @@ from torch import nn
 
 from nlpstack import __version__
 from nlpstack.baselines import SHOWN
-from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Bucketed, Example, Loader, Order
+from nlpstack.data.batch import Batch, Bucketed, Example, Loader, Order
 from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing

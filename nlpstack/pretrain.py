@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from nlpstack.baselines import masked_baselines
+from nlpstack.data.batch import Shuffled
 from nlpstack.data.corpus import load_corpus
-from nlpstack.data.loader import Shuffled
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.readers import Note
 from nlpstack.data.shards import TokenShards

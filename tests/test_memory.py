@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Shuffled
+from nlpstack.data.batch import Batch, Shuffled
 from nlpstack.job import make_choices
 from nlpstack.memory import MemoryEstimate, estimate_memory, kv_cache_bytes, optimizer_bytes
 from nlpstack.model import BERT, GPT, KVCache, LanguageModel, TransformerConfig

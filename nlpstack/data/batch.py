@@ -1,7 +1,12 @@
-"""What a model is trained and scored on: token rows of equal length, with their labels counted."""
+"""Batches: rows of tokens with their labels counted; and their order, a pure function of (seed, epoch, index)."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -9,6 +14,8 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100  # a label that does not count, in every loss of torch
+Example = tuple[int, int]  # (epoch, index within it)
+_POOL = 200  # batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +86,91 @@ def by_length(lengths: Sequence[int] | np.ndarray, tokens: int = 0, *, rows: int
         stop = start + (rows or max(1, tokens // max(1, lengths[order[start]])))
         yield order[start:stop]
         start = stop
+
+
+class Shuffled:
+    """Batches of equal size; where an epoch ends inside a batch, the next one begins in it."""
+
+    def __init__(self, n_examples: int, *, batch_size: int, seed: int) -> None:
+        self.n_examples, self.batch_size = n_examples, batch_size
+        self._order = lru_cache(1)(lambda epoch: np.random.default_rng((seed, epoch, 1)).permutation(n_examples))
+
+    def step(self, step: int) -> list[Example]:
+        """The examples of step `step` (from 0)."""
+        places = (divmod(step * self.batch_size + row, self.n_examples) for row in range(self.batch_size))
+        return [(epoch, int(self._order(epoch)[place])) for epoch, place in places]
+
+    def n_steps(self, epochs: float) -> int:
+        """Steps that so many epochs take."""
+        return math.ceil(epochs * self.n_examples / self.batch_size)
+
+
+class Bucketed:
+    """Batches of examples of like length, in random order; every epoch has each example once.
+
+    A batch has at most `batch_size` rows or, padded to its longest row, `batch_tokens` tokens.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int = 0, batch_tokens: int = 0, seed: int) -> None:
+        assert bool(batch_size) != bool(batch_tokens)
+        self.lengths, self.seed = np.asarray(lengths), seed
+        self.n_examples = len(self.lengths)
+        self._rows, self._tokens = batch_size, batch_tokens
+        self.batch_size = min(self.n_examples, self._rows or max(1, self._tokens // int(self.lengths.min())))
+        self._ends: list[int] = []  # the step after each epoch's last, of the epochs seen so far
+        self._cached = lru_cache(1)(self.batches)  # of the epoch last asked for
+        self._lock = Lock()  # the loader asks from a thread of its own
+
+    def step(self, step: int) -> list[Example]:
+        """The examples of step `step` (from 0)."""
+        with self._lock:
+            while not self._ends or self._ends[-1] <= step:
+                self._ends.append((self._ends or [0])[-1] + len(self._cached(len(self._ends))))
+            epoch = bisect_right(self._ends, step)
+            batch = self._cached(epoch)[step - (self._ends[epoch - 1] if epoch else 0)]
+        return [(epoch, int(index)) for index in batch]
+
+    def n_steps(self, epochs: float) -> int:
+        """Steps that so many epochs take; of a part of an epoch, that part of its steps."""
+        whole = int(epochs)
+        counts = [len(self.batches(epoch)) for epoch in range(math.ceil(epochs))]
+        return sum(counts[:whole]) + math.ceil((epochs - whole) * counts[-1] if epochs > whole else 0)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch: shuffled, sorted by length within pools of some 200 batches, cut, shuffled."""
+        rng = np.random.default_rng((self.seed, epoch, 1))
+        order = rng.permutation(self.n_examples)
+        pool = _POOL * (self._rows or max(1, self._tokens // max(1, int(self.lengths.mean()))))
+        parts = (order[start : start + pool] for start in range(0, len(order), pool))
+        found = [part[rows] for part in parts for rows in by_length(self.lengths[part], self._tokens, rows=self._rows)]
+        return [found[i] for i in rng.permutation(len(found))]
+
+    def padding(self) -> float:
+        """The share of padding in the tokens of the first epoch's batches."""
+        padded = sum(len(batch) * int(self.lengths[batch].max()) for batch in self.batches(0))
+        return 1 - int(self.lengths.sum()) / padded
+
+
+Order = Shuffled | Bucketed  # which examples each step trains on, at most `batch_size` of its `n_examples`
+
+
+class Loader:
+    """The batches of step after step, made one step ahead."""
+
+    def __init__(self, order: Order, collate: Callable[[list[Example]], Batch], *, micro_batch: int) -> None:
+        self.order, self.collate, self.micro_batch = order, collate, micro_batch
+
+    def micro_batches(self, step: int, *, pin: bool = False) -> list[Batch]:
+        """The batches that make up one step, in page-locked memory with `pin`."""
+        examples, size = self.order.step(step), self.micro_batch
+        batches = (self.collate(examples[start : start + size]) for start in range(0, len(examples), size))
+        return [batch.pin() if pin else batch for batch in batches]
+
+    def steps(self, start: int, stop: int, *, pin: bool = False) -> Iterator[list[Batch]]:
+        """Each step's batches from `start` on, the next one made while this one is worked on."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
+            submitted = (pool.submit(self.micro_batches, step, pin=pin) for step in range(start, stop))
+            coming = next(submitted, None)
+            while coming is not None:
+                batches, coming = coming.result(), next(submitted, None)
+                yield batches

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch
-from nlpstack.data.loader import Example
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Example
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import DataError
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch, Scored, by_length, pad_batch
-from nlpstack.data.loader import Example
+from nlpstack.data.batch import Batch, Example, Scored, by_length, pad_batch
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.model import BERT, TransformerConfig

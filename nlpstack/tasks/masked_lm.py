@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, pad_batch, pad_rows
-from nlpstack.data.loader import Example
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, Scored, pad_batch, pad_rows
 from nlpstack.data.masking import Masked, RowFormat, describe_masking, mask_tokens
 from nlpstack.data.packing import PackedBlocks, SentencePairs
 from nlpstack.data.shards import TokenShards

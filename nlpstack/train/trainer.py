@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Bucketed, Loader
+from nlpstack.data.batch import Batch, Bucketed, Loader
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.metrics import lower_is_better
 from nlpstack.model import LanguageModel

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlpstack.data.loader import Bucketed
+from nlpstack.data.batch import Bucketed
 
 QUICK = settings(max_examples=60, deadline=None)
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)

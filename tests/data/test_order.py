@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
-from nlpstack.data.loader import Example, Loader, Shuffled
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, Loader, Shuffled, pad_rows
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.errors import DataError
 from tests.handmade import MakeShards

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nlpstack.data.batch import Batch
-from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.batch import Batch, Loader, Shuffled
 from nlpstack.model import GPT, IGNORE_INDEX, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.model.transformer import on_meta

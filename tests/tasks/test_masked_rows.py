@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlpstack.data.batch import IGNORE_INDEX
-from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.batch import IGNORE_INDEX, Loader, Shuffled
 from nlpstack.data.masking import RowFormat
 from nlpstack.data.shards import TokenShards
 from nlpstack.tasks.masked_lm import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tests.tiny_recipe
-from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.batch import Loader, Shuffled
 from nlpstack.errors import ConfigError, TrainingError
 from nlpstack.job import RunOptions
 from nlpstack.model import GPT, TransformerConfig

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch
-from nlpstack.data.loader import Loader, Shuffled
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Loader, Shuffled
 from nlpstack.errors import TrainingError
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.tasks import CausalLM
