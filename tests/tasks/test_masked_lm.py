@@ -89,7 +89,7 @@ def test_scores_are_those_of_plain_float64_row_by_row(
     wide = wide.double().eval()
     rows = task.scored_rows(shards, QUICK)
     nll, hits, nsp_nll, nsp_hits = [], [], [], []
-    for index in range(len(rows.rows)):
+    for index in range(rows.n_rows):
         row, hidden = rows.masked(0, index)
         segments = (torch.arange(len(row.tokens)) >= row.n_first).long()[None] if nsp else None
         states = wide(torch.from_numpy(hidden.tokens)[None], segments=segments)
