@@ -2,21 +2,27 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nlpstack.errors import ConfigError
+from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
+from nlpstack.config import build
+from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
+from nlpstack.data.labelled import TextExample, inputs_of, load_labelled, read_labelled, split_key
+from nlpstack.data.readers import DataConfig, Note, find_splits
+from nlpstack.data.shards import TokenShards
+from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.hub import load_model, weights_hash
-from nlpstack.metrics import compute
+from nlpstack.metrics import Metric, compute
+from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.results import EvalOptions, asked_for, chosen, eval_config, make_result
 from nlpstack.start import finished_runs, frame
-from nlpstack.subject import Subject
-from nlpstack.tasks import labelled_task_of
+from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Similarity, Task, TaskConfig, labelled_task, labelled_task_of
+from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import measure
 from nlpstack.train.log import Reporter
@@ -42,40 +48,33 @@ def evaluate(
     if not paths:
         what, cure = (f" of {only}", "name one") if only else ("", "make one with: nlpstack pretrain --arch gpt")
         raise ConfigError(f"no model given and no finished run{what} under {RUNS}/; {cure}")
-    device = runtime.resolve_device(options.device)
-    dtype = runtime.resolve_dtype(options.dtype, device)
     results = []
     with runtime.session(threads=options.threads):
         for path in paths:
-            result = _evaluate_one(path, options, asked, device, dtype, reporter)
-            results.append(result)
+            results.append(_evaluate_one(path, options, asked, reporter))
             if (path / "config.toml").exists():
-                write_results(path, {**read_results(path), "results": [result]})
+                write_results(path, {**read_results(path), "results": results[-1:]})
     return results
 
 
-def _evaluate_one(
-    path: Path, options: EvalOptions, asked: Mapping[str, Any], device: torch.device, dtype: str, reporter: Reporter
-) -> dict[str, Any]:
+def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    device = runtime.resolve_device(options.device)
+    dtype = runtime.resolve_dtype(options.dtype, device)
     model = load_model(path, device=device, base=options.base, note=reporter.say)
     frame(model, str(path))  # it has a tokenizer, and this its marks
     record = read_record(path) if (path / "config.toml").exists() else {}
     config = eval_config(asked["eval"], record)
-    _check_reading(path, options.task or labelled_task_of(model, record), asked["task"])
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        reading = {**({"ignore_unknown": True} if options.ignore_unknown else {}), **asked["task"]}
-        subject = Subject(
-            model=model, path=path, options=options, reading=reading, record=record, cache=cache, note=reporter.say
-        )
-        scored, started = subject.scored(), time.perf_counter()
-        signature = scored.task.signature(model, config, dtype)
-        total = sum(1 for _ in scored.task.eval_batches(model, scored.data, config))
+        scored = Subject(model, path, options, asked["task"], record, cache, reporter.say).scored()
+        task, data, started = scored.task, scored.data, time.perf_counter()
+        signature = task.signature(model, config, dtype)
+        total = sum(1 for _ in task.eval_batches(model, data, config))
         tick = partial(reporter.progress, total=total, text=f"batches of {path}")
         with closing(reporter):
-            metric = measure(model, scored.task, scored.data, config, device=device, dtype=dtype, tick=tick)
+            metric = measure(model, task, data, config, device=device, dtype=dtype, tick=tick)
         seconds = time.perf_counter() - started
-        told = make_result(metric, scored.task.name, signature, config, options, texts=scored.text)
+        told = make_result(metric, task.name, signature, config, options, texts=scored.text)
         baselines = scored.baselines(config) if options.baselines else {}
     n = f"{len(metric.told):,} examples" if metric.told else f"{told['metrics'].get('loss', {'n': 0})['n']:,} tokens"
     reporter.say(f"{path}: {n} scored in {seconds:.1f} s")
@@ -85,7 +84,7 @@ def _evaluate_one(
     guesses = {name: chosen(compute(guess, signature, **drawing)) for name, guess in baselines.items()}
     return {
         "model": str(path),
-        "task": scored.task.name,
+        "task": task.name,
         "data": list(options.data) or record.get("data", {}).get("paths", []),
         "split": scored.split,
         **told,
@@ -94,10 +93,141 @@ def _evaluate_one(
     }
 
 
-def _check_reading(path: Path, task: str, keys: Iterable[str]) -> None:
-    """Raise ConfigError for a key of [task] that would change nothing in how a model is scored."""
-    there = [f"task.{key}" for key in READING if key in USED_BY.get(task, ())]
-    for key in keys:
-        if f"task.{key}" not in there:
-            choices = f"of those it has {', '.join(there)}" if there else "it has none of those"
-            raise ConfigError(f"--set task.{key}: not a choice of how {path} is scored; {choices}")
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated on a split of its data."""
+
+    model: LanguageModel
+    path: Path
+    options: EvalOptions
+    reading: Mapping[str, Any]  # keys of [task] that are asked for now
+    record: Mapping[str, Any]  # of its run; empty if it is of none
+    cache: Path  # for token shards
+    note: Note
+
+    def scored(self) -> "Scored":
+        """The task and the split to score; raises NlpstackError where they do not fit the model or are not there."""
+        own, asked, model = labelled_task_of(self.model, self.record), self.options.task, self.model
+        there = [f"task.{key}" for key in READING if key in USED_BY.get(asked or own, ())]
+        for key in self.reading:
+            if f"task.{key}" not in there:
+                choices = f"of those it has {', '.join(there)}" if there else "it has none of those"
+                raise ConfigError(f"--set task.{key}: not a choice of how {self.path} is scored; {choices}")
+        plain = "causal_lm" if isinstance(model, GPT) else "masked_lm"
+        fitting = [own or plain, "similarity", *(["generation"] if isinstance(model, GPT) and not own else [])]
+        if asked not in (None, *fitting):
+            raise ConfigError(f"--task {asked}: does not fit {self.path}; it can be scored for {', '.join(fitting)}")
+        name = asked or own or plain
+        return self._corpus() if name == plain else self._labelled(name)
+
+    def _corpus(self) -> "Scored":
+        """A split of plain text, for a pretrained model: of what --data gives, or else of the run's own."""
+        wanted, paths = self.options, self._paths()
+        if wanted.data:
+            config = DataConfig(paths=paths, documents=wanted.documents or "files")  # type: ignore[arg-type]
+            splits = whole_corpus(config, self.note)
+            if "all" in splits and wanted.split in ("train", "val"):
+                splits = cut_val(splits["all"], config.val_share, self.note)
+        else:
+            splits = self._recorded()
+        task = self._language_task()
+        split = splits[self._choose({name: split.key for name, split in splits.items()})]
+        train = self._train(splits, self._recorded, is_own=True)
+        return Scored(self, task, self.tokens(split, task), split.name, split.key, train)
+
+    def tokens(self, split: Split, task: Task) -> TokenShards:
+        """The token shards of a split, as the task reads it."""
+        return tokenize_split(split, self.model.tokenizer, task.layout, self.cache, note=self.note)
+
+    def _labelled(self, name: str) -> "Scored":
+        """A split of labelled data."""
+        paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
+        files: dict[str, list[Path]] = find_splits(paths, kind)
+
+        def recorded() -> dict[str, Any]:
+            share, seed = record["data"]["val_share"], record["train"]["seed"]
+            return load_labelled(record["data"]["paths"], kind, val_share=share, seed=seed, note=self.note)
+
+        splits: dict[str, Any] = read_labelled(files, kind, self.note) if self.options.data else recorded()
+        train = self._train(splits, recorded, is_own=record.get("task", {}).get("name") == name)
+        keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
+        split = self._choose(keys)
+        ignoring = {"ignore_unknown": True} if self.options.ignore_unknown else {}
+        values = {**record.get("task", {}), **ignoring, **self.reading, "name": kind}
+        origin = {f"task.{key}": "--set" for key in self.reading}
+        config = build(TaskConfig, values, "task", origin, f"{self.path}/config.toml")
+        task: Any = Similarity(self.model, config) if name == "similarity" else labelled_task(self.model, config)
+        return Scored(self, task, task.encode(splits[split], split, self.note), split, keys[split], train)
+
+    def _train(self, splits: Mapping[str, Any], recorded: Callable[[], dict[str, Any]], *, is_own: bool) -> Any:
+        """What guesses learn from: the run's training split if it is of this task and there, else that of `splits`."""
+        if is_own and self.record and self.options.data and self.options.baselines is not False:
+            try:
+                splits = {**splits, **recorded()}
+            except DataError as error:
+                self.note(f"{self.path}: its training data is not there ({error})")
+        return splits.get("train")
+
+    def _paths(self) -> list[str]:
+        paths = list(self.options.data) or self.record.get("data", {}).get("paths", [])
+        if not paths:
+            raise DataError(f"{self.path}: not a run, so it names no data; give --data FILE|DIR")
+        return paths
+
+    def _recorded(self) -> dict[str, Split]:
+        values = {**self.record["data"], **({"documents": self.options.documents} if self.options.documents else {})}
+        return load_corpus(build(DataConfig, values, "data", {}, f"{self.path}/config.toml"), self.note)
+
+    def _choose(self, keys: Mapping[str, str]) -> str:
+        """The split to score: the one asked for, else test, val, or all that --data gave; `keys`: their hashes."""
+        asked, recorded = self.options.split, self.record.get("hashes", {})
+        name = next((one for one in ((asked,) if asked else ("test", "all", "val", "train")) if one in keys), None)
+        if name is None:
+            raise DataError(f"--split {asked}: the data has no such split; it has: {', '.join(sorted(keys))}")
+        if asked is None and name in ("val", "train"):
+            self.note(f"{self.path}: no test split; the {name} split is scored")
+        if not self.options.data and recorded.get(f"data_{name}", keys[name]) != keys[name]:
+            self.note(f"warning: the {name} split is not the text that {self.path} was made with")
+        return name
+
+    def _language_task(self) -> CausalLM | MaskedLM:
+        """The task that a pretrained model is scored on: that of its run, or what its heads can do."""
+        model, record = self.model, self.record
+        if isinstance(model, GPT):
+            return CausalLM(model.tokenizer)
+        if not isinstance(model, BERT) or "mlm" not in model.heads:
+            raise ModelError(f"{self.path}: has no head that guesses masked tokens, so nothing is scored; see: embed")
+        values = record.get("task", {"nsp": "nsp" in model.heads})
+        config = build(TaskConfig, values, "task", {}, f"{self.path}/config.toml")
+        language = record.get("data", {}).get("language", DataConfig().language)
+        return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task with the data that is scored, where that is from, and what guesses may learn from."""
+
+    subject: Subject
+    task: Any
+    data: Any
+    split: str
+    key: str  # hash of the data
+    train: Any  # the training split, of examples or of text; None if there is none
+
+    def text(self, number: int) -> str:
+        """The input of an example, to be looked at."""
+        example = self.data.examples[number]
+        return (" | " if isinstance(example, TextExample) else " ").join(filter(None, inputs_of(example)))
+
+    def baselines(self, config: EvalConfig) -> dict[str, Metric]:
+        """What guessing gets on the same data; nothing where there is no training part to learn from."""
+        task, subject = self.task, self.subject
+        if self.train is None and not isinstance(task, Similarity):
+            subject.note(f"{subject.path}: no training part is at hand, so nothing is guessed beside the model")
+            return {}
+        if not isinstance(task, CausalLM | MaskedLM):
+            return labelled_baselines(task, self.train, self.data.examples)
+        tokens, batches = subject.tokens(self.train, task), task.eval_batches(subject.model, self.data, config)
+        if isinstance(task, CausalLM):
+            return language_baselines(task, tokens, batches)  # type: ignore[arg-type]
+        return masked_baselines(tokens, (scored.batch for scored in batches if not scored.alone))  # type: ignore

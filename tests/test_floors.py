@@ -33,7 +33,6 @@ FLOORS: dict[str, float] = {
     ),
     "attention": 7,
     "job": 6.5,  # a whole run: it asks what stands on the floor below
-    "subject": 6.5,
     "report": 6.4,  # the page of results
     "baselines": 6,
     "memory": 6,
