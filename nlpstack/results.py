@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ def make_result(
     if details:
         result["details"] = finite(details)
     if options.examples and metric.told:
-        result["slices"] = finite(slices(metric, parts, texts))
-        result["examples"] = finite(worst_examples(metric, parts, options.examples, texts))
+        fitting = [part for part in parts if len(part.rows) == len(metric.told)]  # one row an example
+        result["slices"] = finite(slices(metric, fitting, texts))
+        result["examples"] = finite(worst_examples(metric, fitting, options.examples, texts))
     result["resampled"] = {k: {"units": n, "values": finite(values.tolist())} for k, (n, values) in drawn.items()}
     versions = {"nlpstack": __version__, "torch": torch.__version__, **{n: metadata.version(n) for n in _SCORERS}}
     return {**result, "versions": versions, "eval": asdict(config), "command": options.command}
@@ -111,7 +113,7 @@ def make_result(
 def worst_examples(metric: Metric, parts: Sequence[Units], n: int, texts: TextOf) -> list[dict[str, Any]]:
     """The `n` examples with the highest loss or else the lowest score: input, what was predicted, what is true."""
     order, names, found = sorted(metric.told), getattr(metric, "names", ()), []
-    name, badness = _badness(parts, len(order))
+    name, badness = _badness(parts)
     for place in np.argsort(-badness, kind="stable")[:n].tolist():
         number = order[place]
         predicted, true = (_named(one, names) for one in metric.told[number])
@@ -120,14 +122,13 @@ def worst_examples(metric: Metric, parts: Sequence[Units], n: int, texts: TextOf
     return found
 
 
-def _badness(parts: Sequence[Units], n: int) -> tuple[str, np.ndarray]:
+def _badness(parts: Sequence[Units]) -> tuple[str, np.ndarray]:
     """What is worst by which score: the score of each example, a better one as a negative number."""
     if parts[0].formula is correlation_formula:  # no pair has a correlation alone
         ranks = [np.unique(column, return_inverse=True)[1] for column in parts[0].rows.T]
         return "rank_gap", np.abs(ranks[0] / max(1, ranks[0].max()) - ranks[1] / max(1, ranks[1].max()))
     alone = np.ones((1, 1))
-    fitting = [part for part in parts if len(part.rows) == n]
-    name, part = next((name, p) for name in _SORTED_BY for p in fitting if name in p.scores(p.rows[:1], alone))
+    name, part = next((name, p) for name in _SORTED_BY for p in parts if name in p.scores(p.rows[:1], alone))
     values = np.array([float(part.scores(row[None], alone)[name][0][0]) for row in part.rows])
     return name, values if lower_is_better(name) else -values
 
@@ -156,15 +157,10 @@ def slices(metric: Metric, parts: Sequence[Units], texts: TextOf) -> dict[str, d
         counts = np.bincount(labels, minlength=len(names))
         most = np.argsort(-counts, kind="stable")[:_MOST_LABELS]
         masks |= {f"label {names[label]}": labels == label for label in most if counts[label]}
-    return {name: _scores(parts, mask) for name, mask in masks.items()}
-
-
-def _scores(parts: Sequence[Units], mask: np.ndarray) -> dict[str, Any]:
-    found: dict[str, Any] = {"n": int(mask.sum())}
-    for part in parts:
-        if len(part.rows) == len(mask):
-            values = part.scores(part.rows, mask[None].astype(np.int64))
-            found |= {name: float(value[0]) for name, (value, _) in values.items() if name in _BRIEF}
+    found: dict[str, dict[str, Any]] = {name: {"n": int(mask.sum())} for name, mask in masks.items()}
+    for (name, mask), part in product(masks.items(), parts):
+        values = part.scores(part.rows, mask[None].astype(np.int64))
+        found[name] |= {score: float(value[0]) for score, (value, _) in values.items() if score in _BRIEF}
     return found
 
 
