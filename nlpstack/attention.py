@@ -64,7 +64,7 @@ def attention(
                 raise ConfigError(f"{what} {number}: {name} has {count:,} {what}s, counted from 0 to {count - 1:,}")
         layers = range(n_layers) if layer is None or suffix == ".html" else [layer]
         heads = range(n_heads) if head is None or suffix == ".html" else [head]
-        pattern = _pattern(ready, name, _tokens(ready, text, name), layers, heads, suffix)
+        pattern = _pattern(ready, name, text, layers, heads, suffix)
     if suffix == ".png":
         data = report.attention_picture(pattern)
     else:
@@ -75,8 +75,10 @@ def attention(
     return AttentionResult(out=str(out), layers=list(layers), heads=list(heads), tokens=labels)
 
 
-def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
-    """The ids (T,) of the text, for a BERT as [CLS] text [SEP], where the model stands."""
+def _pattern(
+    model: LanguageModel, name: str, text: str, layers: Sequence[int], heads: Sequence[int], suffix: str
+) -> report.AttentionPattern:
+    """The weights to draw, of a BERT for [CLS] text [SEP]; refused where they would be more than can be held."""
     framed = frame(model, name)
     ids = model.tokenizer.encode(text)
     if not ids:
@@ -87,18 +89,12 @@ def _tokens(model: LanguageModel, text: str, name: str) -> Tensor:
         holds = f"the model's context holds {model.config.max_seq_len:,} (max_seq_len)"
         shown = f"{text[:40]!r}{'...' * (len(text) > 40)}"
         raise DataError(f"the text has {len(ids):,} tokens, {holds}; shorten it: {shown}")
-    return torch.tensor(ids, device=model.transformer.tokens.weight.device)
-
-
-def _pattern(
-    model: LanguageModel, name: str, tokens: Tensor, layers: Sequence[int], heads: Sequence[int], suffix: str
-) -> report.AttentionPattern:
-    """The weights to draw; refused where they would be more than can be held."""
-    count = len(layers) * model.config.n_heads * len(tokens) ** 2
+    count = len(layers) * model.config.n_heads * len(ids) ** 2
     if count > MAX_WEIGHTS[suffix]:
-        fault = f"{len(tokens):,} tokens in {len(layers)} x {model.config.n_heads} heads make {count:,} weights"
+        fault = f"{len(ids):,} tokens in {len(layers)} x {model.config.n_heads} heads make {count:,} weights"
         most = f"a {suffix} takes {MAX_WEIGHTS[suffix]:,} at most"
         raise DataError(f"{fault}, and {most}; shorten the text or draw one layer as .png")
+    tokens = torch.tensor(ids, device=model.transformer.tokens.weight.device)  # (T,)
     with evaluating(model):
         weights = attention_weights(model.transformer, tokens, layers=layers)[:, list(heads)]  # (L, H, T, T)
     if not bool(torch.isfinite(weights).all()):
@@ -107,7 +103,7 @@ def _pattern(
         weights=weights.float().cpu().numpy(),
         layers=layers,
         heads=heads,
-        tokens=[_spelled(model.tokenizer, token) for token in tokens.tolist()],
+        tokens=[_spelled(model.tokenizer, token) for token in ids],
         causal=model.config.causal,
         model=name,
     )

@@ -63,17 +63,16 @@ def score_outputs(
 def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScores, list[Any], list[Any]]:
     """The metric that goes with the labels, and the labels as it takes them."""
     both = [*found, *gold]
-    if all(isinstance(one, float) for one in both):
+    if len(kinds := set(map(type, both))) > 1:
+        raise DataError("predictions and references have labels of different kinds; give classes, lists or numbers")
+    if kinds == {float}:
         return LabelScores(), list(found), list(gold)
-    if all(isinstance(one, tuple) for one in both):
+    if kinds == {tuple}:
         names = sorted({name for one in both for name in one})
         told, true = ([[name in one for name in names] for one in part] for part in (found, gold))
         return LabelScores(names, single=False), told, true
-    if not all(isinstance(one, str) for one in both):
-        raise DataError("predictions and references have labels of different kinds; give classes, lists or numbers")
-    names = sorted(set(both))
-    ids = {name: number for number, name in enumerate(names)}
-    return LabelScores(names), [ids[one] for one in found], [ids[one] for one in gold]
+    ids = {name: number for number, name in enumerate(sorted(set(both)))}
+    return LabelScores(list(ids)), [ids[one] for one in found], [ids[one] for one in gold]
 
 
 def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
