@@ -67,14 +67,8 @@ def asked_for(options: EvalOptions) -> tuple[EvalOptions, dict[str, Any]]:
             section, _, key = path.partition(".")
             check_keys({section: {key: value}}, {"eval": EvalConfig, "task": TaskConfig}, f"--set {text}")
             asked[section][key] = value
-    score = asked["score"]
-    options = replace(
-        options,
-        metrics=list(options.metrics) or score.metrics,
-        baselines=score.baselines if options.baselines is None else options.baselines,
-        examples=score.examples if options.examples is None else options.examples,
-    )
-    return options, asked
+    left = [name for name in ("metrics", "baselines", "examples") if getattr(options, name) in (None, (), [])]
+    return replace(options, **{name: getattr(asked["score"], name) for name in left}), asked
 
 
 def eval_config(asked: Mapping[str, Any], record: Mapping[str, Any]) -> EvalConfig:

@@ -129,30 +129,21 @@ def typed_command() -> str:
     return join(["nlpstack", *sys.argv[1:]])
 
 
-def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str, Any], **chosen: str | None) -> None:
+def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str, Any], **chosen: Any) -> None:
     """Call the function of a stage that trains with what was typed, and print what came back."""
     from nlpstack.job import RunOptions
     from nlpstack.train.runtime import StopSignal, keep_freed_memory
 
     flags = {"data.paths": list(given["data"]) or None, **flags}
     flags |= {f"train.{name}": given[name] for name in ("minutes", "seed", "dtype", "device", "threads")}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    asked: dict[str, Any] = {name: given.get(name) for name in ("model", "tokenizer", "dry_run", "inexact")}
+    chosen |= {name: given[name] for name in ("out", "resume", "overwrite")}
     keep_freed_memory()
     with StopSignal().installed() as stop:
-        options = RunOptions(
-            flags={key: value for key, value in flags.items() if value is not None},
-            tokenizer=given.get("tokenizer"),
-            stop=stop,
-            command=typed_command(),
-            **{name: given[name] for name in ("model", "dry_run", "inexact")},
-        )
-        done = getattr(import_module(f"nlpstack.{stage}"), stage)(
-            recipe,
-            given["overrides"],
-            **{name: given[name] for name in ("out", "resume", "overwrite")},
-            options=options,
-            reporter=make_reporter(quiet=given["quiet"]),
-            **chosen,
-        )
+        options = RunOptions(flags=flags, stop=stop, command=typed_command(), **asked)
+        train, reporter = getattr(import_module(f"nlpstack.{stage}"), stage), make_reporter(quiet=given["quiet"])
+        done = train(recipe, given["overrides"], options=options, reporter=reporter, **chosen)
     if given["as_json"]:
         echo_json(done or {"dry_run": True})
     elif done is not None:
