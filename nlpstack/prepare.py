@@ -2,14 +2,14 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nlpstack.config import build
-from nlpstack.data.check import describe
 from nlpstack.data.corpus import whole_corpus
-from nlpstack.data.labelled import Splits, classes_of, read_labelled
+from nlpstack.data.labelled import TaggedExample, TextExample, classes_of, inputs_of, read_labelled
 from nlpstack.data.readers import DataConfig, Note, find_splits, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
@@ -18,6 +18,8 @@ from nlpstack.tasks import TaskConfig, task_on
 from nlpstack.tasks.corpus import make_tokenizer
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
+
+_SHOWN = 5  # places, or labels, that a problem names
 
 
 def train_tokenizer_on(
@@ -41,9 +43,6 @@ def train_tokenizer_on(
     with new_folder(folder) as made:
         tokenizer.save(made)
     return tokenizer
-
-
-open_tokenizer = load_tokenizer  # the tokenizer of a tokenizer's, model's or run's folder
 
 
 def decode_utf8(data: bytes, source: str) -> str:
@@ -71,7 +70,7 @@ def parse_ids(text: str, vocab_size: int) -> list[int]:
 
 def describe_tokenizer(path: str | Path, text: str | None = None) -> dict[str, Any]:
     """Size, special ids and hash of a tokenizer and, with a text, the bytes of its pieces and what they save."""
-    tokenizer = open_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     special = {name: getattr(tokenizer, f"{name}_id") for name in ROLES}
     found: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "special_ids": special, "hash": tokenizer.hash}
     if text is not None:
@@ -86,17 +85,28 @@ def check_data(
 ) -> dict[str, Any]:
     """Counts, label balance and doubles of each split of labelled files and, with a `model`, its tokens in them.
 
-    Under `splits` each has the counts of `nlpstack.data.check.describe`, and with a model `tokens`, `longest`, `mean`
-    and `unknown` (tokens of characters that it lacks). What may spoil a training or its scores is listed under
-    `problems`. DataError, with file and line, for what cannot be read.
+    Under `splits` each has `examples`, `labels` (how many of each; in tagged sentences entities of each type) and
+    `doubles`, and with a model `tokens`, `longest`, `mean` and `unknown` (tokens of characters that it lacks). What may
+    spoil a training on the first split or the scores of the others is listed under `problems`. DataError, with file and
+    line, for what cannot be read.
     """
     found = read_labelled(find_splits(paths, task), task, note)
-    splits: Splits = {name: found[name] for name in ("train", "all", "val", "test") if name in found}
-    report, problems = describe(splits)
+    splits: dict[str, Any] = {name: found[name] for name in ("train", "all", "val", "test") if name in found}
+    problems: list[str] = []
+    report = {name: _counts(name, examples, problems) for name, examples in splits.items()}
+    first, train = next(iter(splits.items()))
+    known = {one for example in train for one in classes_of(example)}
+    if len(known) == 1 and not isinstance(train[0], TaggedExample):
+        problems.append(f"{first}: one label only ({', '.join(known)}), so there is nothing to learn")
+    seen: dict[object, str] = {}
+    for name, examples in splits.items():
+        shared = Counter(seen[key] for key in map(inputs_of, examples) if key in seen)
+        problems += [f"{name}: {n:,} of {len(examples):,} examples also stand in {one}" for one, n in shared.items()]
+        seen = {**dict.fromkeys(map(inputs_of, examples), name), **seen}
+        if strange := sorted({one for example in examples for one in classes_of(example)} - known):
+            problems.append(f"{name}: labels that training lacks: {_some(strange)}")
     if model is not None:
         ready = load_model(model, note=note)
-        train = next(iter(splits.values()))
-        known = {one for example in train for one in classes_of(example)}
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
         made = task_on(train, ready, loose, mute)
         for name, examples in splits.items():
@@ -108,3 +118,27 @@ def check_data(
                 problems.append(f"{name}: {unknown:,} of {n:,} tokens are of characters the tokenizer does not know")
             report[name] |= {"tokens": n, "longest": longest, "mean": mean, "unknown": unknown}
     return {"task": task, "splits": report, "problems": problems}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _counts(name: str, examples: Sequence[Any], problems: list[str]) -> dict[str, Any]:
+    """Counts of a split: examples, labels or entities, and doubles."""
+    answers: dict[object, set[object]] = {}
+    labels: Counter[str] = Counter()
+    for one in examples:
+        given = answers.setdefault(inputs_of(one), set())
+        if isinstance(one, TaggedExample):
+            given.add(one.tags)
+            labels.update(tag[2:] for tag in one.tags or () if tag.startswith("B-"))
+        elif isinstance(one, TextExample):  # a prompt may well have several answers
+            given.add(one.label)
+            labels.update(classes_of(one))
+    doubles = len(examples) - len(answers)
+    if doubles and isinstance(examples[0], TaggedExample | TextExample):
+        problems.append(f"{name}: {doubles:,} of {len(examples):,} examples stand there once more")
+    if differing := [one.where for one in examples if len(answers[inputs_of(one)]) > 1]:
+        problems.append(f"{name}: {len(differing):,} examples are labelled in more than one way: {_some(differing)}")
+    return {"examples": len(examples), "labels": dict(labels.most_common()), "doubles": doubles}

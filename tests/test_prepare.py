@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nlpstack.errors import ConfigError
-from nlpstack.prepare import describe_tokenizer, open_tokenizer, train_tokenizer_on
+from nlpstack.prepare import describe_tokenizer, train_tokenizer_on
+from nlpstack.tokenizer import load_tokenizer
 from tests.tiny import nlpstack, pretrain, tree, write_text
 
 ODD = {
@@ -42,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, text: Path) -> dict[str, P
         found = done.json
         assert (found["out"], found["kind"]) == (str(folder / kind), kind)
         assert found["vocab_size"] == 400 or kind == "char"
-        assert found["hash"] == open_tokenizer(folder / kind).hash
+        assert found["hash"] == load_tokenizer(folder / kind).hash
         assert f"tokenizer: {kind}, " in done.err
     return {path.name: path for path in folder.iterdir()}
 
@@ -55,7 +56,7 @@ def test_a_text_comes_back_from_its_ids_byte_for_byte(written: str, kind: str, f
     as_json = nlpstack("tokenizer", "encode", *where, "--json", stdin=written.encode())
     ids = as_json.json["ids"]
     assert plain.out == " ".join(map(str, ids)) + "\n"
-    assert ids == open_tokenizer(folders[kind]).encode(written)
+    assert ids == load_tokenizer(folders[kind]).encode(written)
     assert not set(ids) & set(range(7))  # no special token comes from text
     for given in (plain.out, as_json.out, json.dumps(ids)):
         assert nlpstack("tokenizer", "decode", *where, stdin=given.encode()) == (0, written, "")
@@ -71,7 +72,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(stdin: bytes, at: i
 def test_inspect_shows_what_a_tokenizer_holds_and_how_it_cuts(folders: dict[str, Path]) -> None:
     folder, words = folders["unigram"], "To be, or nöt"
     found = nlpstack("tokenizer", "inspect", "--tokenizer", folder, "--text", words, "--json").json
-    tokenizer = open_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     assert (found["vocab_size"], found["hash"]) == (400, tokenizer.hash)
     assert found["special_ids"] == {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
     assert found["ids"] == tokenizer.encode(words)
@@ -91,7 +92,7 @@ def test_a_run_and_a_model_folder_stand_for_their_tokenizer(
     assert nlpstack(*pretrain(text, run, "--tokenizer", folders["bpe"])).code == 0
     for place in (run, run / "model", run / "model" / "tokenizer.model", folders["bpe"]):
         done = nlpstack("tokenizer", "encode", "--tokenizer", place, stdin=b"To be")
-        assert done.out.split() == [str(token) for token in open_tokenizer(folders["bpe"]).encode("To be")]
+        assert done.out.split() == [str(token) for token in load_tokenizer(folders["bpe"]).encode("To be")]
 
 
 def test_training_twice_gives_the_same_bytes(text: Path, folders: dict[str, Path], tmp_path: Path) -> None:

@@ -54,9 +54,10 @@ def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     Example:
       printf 'To be' | nlpstack tokenizer encode --tokenizer runs/gpt
     """
-    from nlpstack.prepare import decode_utf8, open_tokenizer
+    from nlpstack.prepare import decode_utf8
+    from nlpstack.tokenizer import load_tokenizer
 
-    ids = open_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input"))
+    ids = load_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input"))
     echo({"ids": ids}, " ".join(map(str, ids)), as_json=as_json)
 
 
@@ -70,9 +71,10 @@ def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     Example:
       echo 263 264 | nlpstack tokenizer decode --tokenizer runs/gpt
     """
-    from nlpstack.prepare import decode_utf8, open_tokenizer, parse_ids
+    from nlpstack.prepare import decode_utf8, parse_ids
+    from nlpstack.tokenizer import load_tokenizer
 
-    found = open_tokenizer(tokenizer)
+    found = load_tokenizer(tokenizer)
     text = found.decode(parse_ids(decode_utf8(sys.stdin.buffer.read(), "standard input"), found.vocab_size))
     # As bytes: whatever the terminal speaks, they are the text's.
     echo({"text": text}, text.encode("utf-8"), as_json=as_json, nl=False)
