@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from nlpstack import report
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import check_output, write_bytes, writing
+from nlpstack.files import check_output, write_file, writing
 from nlpstack.model import BERT, LanguageModel, Transformer
 from nlpstack.start import frame, open_model
 from nlpstack.train.runtime import session
@@ -70,7 +70,7 @@ def attention(
     else:
         data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
     with writing(path):
-        write_bytes(path, data)
+        write_file(path, data)
     labels = [report.token_label(token) for token in pattern.tokens]
     return AttentionResult(out=str(out), layers=list(layers), heads=list(heads), tokens=labels)
 

@@ -34,16 +34,11 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, whole or not at all, as write_bytes does."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a file, text as UTF-8, so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         fsync_path(temporary)
         os.replace(temporary, path)
     finally:
@@ -100,7 +95,7 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
             name = path.relative_to(temporary).as_posix()
             if name not in free_text:
                 entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        write_text(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
+        write_file(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
         publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

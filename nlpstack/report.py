@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlpstack.errors import ConfigError, DataError
-from nlpstack.files import write_bytes
+from nlpstack.files import write_file
 from nlpstack.results import listed
 from nlpstack.train.run import LOSS_PICTURE, read_results
 
@@ -122,7 +122,7 @@ def add_loss_picture(run: Path, note: Callable[[str], None]) -> None:
     try:
         picture.unlink(missing_ok=True)  # of the run when it was shorter
         if can_draw():
-            write_bytes(picture, loss_picture(run))
+            write_file(picture, loss_picture(run))
             note(f"{picture}: the losses as a picture")
         else:
             note(f"{LOSS_PICTURE}: left out, {INSTALL}")

@@ -17,7 +17,7 @@ from nlpstack.files import (
     sha256_file,
     standing,
     verify_manifest,
-    write_text,
+    write_file,
 )
 
 
@@ -173,7 +173,7 @@ def test_publishing_takes_the_folder_itself(tmp_path: Path) -> None:
 
 def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
-    write_text(path, "old é\n")
+    write_file(path, "old é\n")
     assert path.read_bytes() == "old é\n".encode()
 
     def fail(source: Path, to: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(Interrupted):
-        write_text(path, "new")
+        write_file(path, "new")
     assert path.read_bytes() == "old é\n".encode()
     assert os.listdir(tmp_path) == ["a.txt"]
 

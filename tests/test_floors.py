@@ -158,7 +158,7 @@ def test_the_top_package_exports_no_name_of_a_submodule() -> None:
         ("nlpstack.data.readers", "from nlpstack import load_model"),
         ("nlpstack.data.readers", "importlib.import_module('nlpstack.hub.folder')"),
         ("nlpstack.data.readers", "importlib.import_module(name)"),
-        ("nlpstack.recipes.__init__", "from nlpstack.files import write_text"),
+        ("nlpstack.recipes.__init__", "from nlpstack.files import write_file"),
         ("nlpstack.config", "from nlpstack.recipes import find_recipe"),
         ("nlpstack.cli.main", "from nlpstack.__main__ import run"),
         ("nlpstack.pretrain", "from nlpstack.generate import generate"),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nlpstack.cli import options as shared
-from nlpstack.files import check_output, write_text, writing
+from nlpstack.files import check_output, write_file, writing
 
 
 @click.command("eval")
@@ -78,10 +78,10 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     failed = failed_gates(results, gates)
     if given["save"]:
         with writing(save := Path(given["save"]), "--save "):
-            write_text(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
+            write_file(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
     if given["report"]:
         with writing(page := Path(given["report"]), "--report "):
-            write_text(page, report_page(results))
+            write_file(page, report_page(results))
     if given["as_json"]:
         shown = [{key: value for key, value in result.items() if key != "resampled"} for result in results]
         shared.echo_json({"results": shown})

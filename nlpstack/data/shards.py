@@ -19,7 +19,7 @@ import numpy as np
 
 from nlpstack.data.readers import Note, Piece
 from nlpstack.errors import DataError
-from nlpstack.files import fsync_path, read_json_object, sha256_file, write_text
+from nlpstack.files import fsync_path, read_json_object, sha256_file, write_file
 
 FORMAT = 2
 SHARD_TOKENS = 1 << 24  # tokens in a shard, at least: up to 64 MB, which a killed run may have to do again
@@ -187,7 +187,7 @@ class _Writer:
             self.temporary.unlink(missing_ok=True)
         index = {"format": FORMAT, "spec": asdict(self.spec), "n_tokens": self.n_tokens, "n_bytes": self.n_bytes}
         index["shards"] = [{key: e[key] for key in ("name", "n_tokens", *self.spec.files)} for e in self.entries]
-        write_text(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
+        write_file(self.folder / INDEX, json.dumps(index, indent=1) + "\n")
         seconds, size = max(time.perf_counter() - started, 1e-9), (self.n_bytes - bytes_before) / 1e6
         self.report(f"tokenized {size:,.1f} MB into {self.n_tokens:,} tokens, {size / seconds:.1f} MB/s")
 
@@ -230,7 +230,7 @@ class _Writer:
         done = {"pieces_done": self.n_pieces, "tokens_done": self.n_tokens, "bytes_done": self.n_bytes}
         entry = {"name": self.name, "spec": asdict(self.spec), "n_tokens": self.length, **hashes, **done}
         entry["state"] = [self.fresh, self.words, self.in_word]
-        write_text(self.folder / f"{self.name}.json", json.dumps(entry) + "\n")
+        write_file(self.folder / f"{self.name}.json", json.dumps(entry) + "\n")
         self.entries.append(entry)
         self._begin_shard()
 

@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece as spm
 
 from nlpstack.errors import ModelError
-from nlpstack.files import write_text
+from nlpstack.files import write_file
 from nlpstack.tokenizer.base import BYTE_PIECES, SPACE, Kind, Tokenizer, utf8
 
 MODEL_FILE = "tokenizer.model"
@@ -134,7 +134,7 @@ class SentencePieceTokenizer(Tokenizer):
         if max_length is not None:
             config["model_max_length"] = max_length
         for name, value in (("tokenizer.json", self._exported(pairs=pairs)), ("tokenizer_config.json", config)):
-            write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+            write_file(folder / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     def _exported(self, *, pairs: bool) -> dict[str, Any]:
         """A tokenizer.json that gives the same ids for the same text, and with `pairs` frames it as a BERT's input.
