@@ -45,7 +45,6 @@ from nlpstack.tokenizer import load_tokenizer
 from nlpstack.train.evaluator import measure
 from nlpstack.train.runtime import keep_freed_memory
 
-CPU = torch.device("cpu")
 WINDOW, BATCH = 256, 32
 PACKAGES = ("torch", "transformers", "sacrebleu", "rouge-score")
 
@@ -68,7 +67,7 @@ def perplexity(place: Path, share: float, n_pairs: int, clock: pairs.Clock) -> l
     n_tokens, found = sum(part.n_scored for part in parts), {"ours": 0.0, "peer": 0.0}
 
     def batched() -> None:
-        metric = measure(ours, task, shards, asked, device=CPU, dtype="fp32")
+        metric = measure(ours, task, shards, asked, dtype="fp32")
         found["ours"] = compute(metric, "", n_resamples=0, seed=0)["loss"].value
 
     @torch.inference_mode()

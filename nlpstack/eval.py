@@ -62,7 +62,7 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
     dtype = runtime.resolve_dtype(options.dtype, device)
     model = load_model(path, device=device, base=options.base, note=reporter.say)
     frame(model, str(path))  # it has a tokenizer, and this its marks
-    record = read_record(path) if (path / "config.toml").exists() else {}
+    record = read_record(path)
     config = eval_config(asked["eval"], record)
     with ExitStack() as stack:
         cache = path.parent / ".cache" if record else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -72,7 +72,7 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
         total = sum(1 for _ in task.eval_batches(model, data, config))
         tick = partial(reporter.progress, total=total, text=f"batches of {path}")
         with closing(reporter):
-            metric = measure(model, task, data, config, device=device, dtype=dtype, tick=tick)
+            metric = measure(model, task, data, config, dtype=dtype, tick=tick)
         seconds = time.perf_counter() - started
         told = make_result(metric, task.name, signature, config, options, texts=scored.text)
         baselines = scored.baselines(config) if options.baselines else {}

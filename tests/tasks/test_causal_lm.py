@@ -24,7 +24,6 @@ from nlpstack.tasks.causal_lm import PROMPT_CHARS, PROMPT_WORDS
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
 from nlpstack.train.evaluator import evaluate
 
-CPU = torch.device("cpu")
 SHAPE = TransformerConfig(max_seq_len=16, dim=16, n_layers=2, n_heads=2, positions="rotary")
 
 
@@ -92,7 +91,7 @@ def by_hand(
 
 
 def scores(model: GPT, task: CausalLM, shards: TokenShards, **values: int) -> dict[str, Score]:
-    return evaluate(model, task, shards, EvalConfig(resamples=20, **values), device=CPU, dtype="fp32")
+    return evaluate(model, task, shards, EvalConfig(resamples=20, **values), dtype="fp32")
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------

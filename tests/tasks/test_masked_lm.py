@@ -21,7 +21,6 @@ from nlpstack.tasks import EvalConfig, MaskedLM, TaskConfig
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
 from nlpstack.train.evaluator import evaluate
 
-CPU = torch.device("cpu")
 SHAPE = TransformerConfig(
     max_seq_len=32, dim=16, n_layers=2, n_heads=2, causal=False, pre_norm=False, norm_eps=1e-12, n_segments=2
 )
@@ -74,7 +73,7 @@ def model(tokenizer: SentencePieceTokenizer) -> BERT:
 
 
 def scores(task: MaskedLM, model: BERT, shards: TokenShards, config: EvalConfig = QUICK) -> dict[str, float]:
-    found = evaluate(model, task, shards, config, device=CPU, dtype="fp32")
+    found = evaluate(model, task, shards, config, dtype="fp32")
     return {name: score.value for name, score in found.items()}
 
 
@@ -143,7 +142,7 @@ def test_max_tokens_ends_scoring_and_0_pseudo_tokens_leave_that_score_out(
 ) -> None:
     task = MaskedLM(tokenizer, TaskConfig(), 32)
     config = EvalConfig(resamples=0, pseudo_tokens=0, max_tokens=200, batch_tokens=64)
-    found = evaluate(model, task, shards, config, device=CPU, dtype="fp32")
+    found = evaluate(model, task, shards, config, dtype="fp32")
     assert "pseudo_perplexity" not in found
     assert 200 / 32 <= found["nsp_loss"].n <= 200 / 16
 
