@@ -168,7 +168,7 @@ def our_run(row: Row, given: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     """Our trainer before its first step, made by the code that makes a command's, and its material."""
     from nlpstack import finetune, pretrain
     from nlpstack.job import Job, RunOptions, run_session
-    from nlpstack.start import load_start, with_shape_of
+    from nlpstack.start import begin_with
     from nlpstack.train import runtime
     from nlpstack.train.log import Reporter
     from nlpstack.train.run import RunFolder, load_run
@@ -177,8 +177,7 @@ def our_run(row: Row, given: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     run = load_run(row.recipe, row.stage, {}, settings(row, given.seed, cache, given.device, given.set))
     if row.stage == "finetune":
         place = start_of(row, cache)
-        start = load_start(place)
-        run = with_shape_of(start, run, "the fresh encoder")
+        start, run = begin_with(place, run)
         prepare = partial(finetune._prepare, run, start, place)
     else:
         prepare = partial(pretrain._prepare, run, None, options)

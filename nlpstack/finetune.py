@@ -15,12 +15,12 @@ from nlpstack.data.labelled import load_labelled, split_key
 from nlpstack.data.readers import Note, find_splits
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
-from nlpstack.errors import ConfigError, ModelError
+from nlpstack.errors import ConfigError
 from nlpstack.hub import weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.lora import add_lora
-from nlpstack.start import load_start, newest_pretrained, with_shape_of
+from nlpstack.start import begin_with, newest_pretrained
 from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
 from nlpstack.train.log import Reporter
@@ -55,15 +55,11 @@ def finetune(
     path = Path(out) if out is not None else RUNS / run.name
     place = options.model  # the one given, that of the run to resume, or the newest of the right kind
     if place is None:
-        record = read_record(path) if resume and (path / "config.toml").exists() else {}
+        record = read_record(path) if resume else {}
         place = record.get("start", {}).get("model") or newest_pretrained(RUNS, causal=own == "generation")
     place = Path(place)
     reporter.say(f"starts from {place}")
-    start = load_start(place)
-    if isinstance(start, GPT) != (own == "generation"):
-        kind, takes = ("GPT", "BERT") if isinstance(start, GPT) else ("BERT", "GPT")
-        raise ModelError(f"{place}: a {kind}, and the task {own} takes a {takes}; name another with --model DIR")
-    run = with_shape_of(start, run, f"--model {place}")
+    start, run = begin_with(place, run)
     prepare = partial(_prepare, run, start, place)
     return run_job(run, replace(options, model=place), path, prepare, reporter, resume=resume, overwrite=overwrite)
 
@@ -100,7 +96,6 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
             "model": base[1],
             **{f"data_{part}": split_key(members) for part, members in find_splits(paths, name).items()},
         },
-        facts={"data": ", ".join(paths), "task": name, "base": base[0]},
         start=base[0],
     )
 

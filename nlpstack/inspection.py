@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nlpstack import __version__
-from nlpstack.config import near
+from nlpstack.config import near, read_toml
 from nlpstack.data.batch import Shuffled
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.readers import Note, mute
@@ -32,7 +32,7 @@ from nlpstack.tasks import TaskConfig
 from nlpstack.tokenizer import train_tokenizer
 from nlpstack.tokenizer.sentencepiece import N_FIXED
 from nlpstack.train import runtime
-from nlpstack.train.run import RunConfig, RunFolder, load_run, read_record
+from nlpstack.train.run import RunConfig, RunFolder, load_run
 from nlpstack.train.runtime import Choices
 from nlpstack.train.trainer import flops_per_token
 
@@ -87,9 +87,7 @@ def info(
         kind, model = "model", load_model(target)
         if (record := Path(target) / "config.toml").is_file():
             kind, config = "run", load_run(str(record), STAGE, {}, ()).config
-            folder = RunFolder(Path(target))
-            folder.record = read_record(folder.path)
-            choices = folder.choices()
+            choices = RunFolder(record.parent, read_toml(record)).choices()
     task = config.task if config else TaskConfig()
     scored = 1.0 if isinstance(model, GPT) else task.mask_share if model.mlm_head is not None else 0.0
     return {

@@ -82,7 +82,6 @@ class Material:
     write_samples: Callable[[], list[dict[str, str]]]  # texts to look at, made at each validation
     baselines: Callable[[], dict[str, Metric]] = dict  # name -> what guessing gets, beside the final scores
     hashes: dict[str, str] = field(default_factory=dict)  # of data and tokenizer: a resumed run must find the same
-    facts: dict[str, str] = field(default_factory=dict)  # for the model card
     start: str = ""  # the model whose weights the run began with
 
 
@@ -160,14 +159,13 @@ class Job:
         config = self.config
         choices = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
         material.task.loss_chunk = choices.loss_chunk
-        device = torch.device(choices.device)
-        model = material.model.to(device)
+        model = material.model.to(choices.device)
         model.transformer.train_attention = choices.attention
         model.transformer.checkpoint_activations = config.train.activation_checkpointing
         val_config = replace(config.eval, resamples=0, new_tokens=0)  # intervals come with the last scores
 
         def validate() -> dict[str, Any]:
-            scores = evaluate(model, material.task, material.val, val_config, device=device, dtype=choices.dtype)
+            scores = evaluate(model, material.task, material.val, val_config, dtype=choices.dtype)
             return {"val": {name: s.value for name, s in scores.items()}, "samples": material.write_samples()}
 
         torch.manual_seed(config.train.seed)  # the global generators, which only dropout draws from
@@ -233,7 +231,8 @@ class Job:
         facts = {
             **shape_facts(trainer.model),
             "run": self.run.name,
-            **material.facts,
+            "data": ", ".join(self.config.data.paths),
+            **({"task": name, "base": material.start} if (name := self.config.task.name) else {}),
             "steps": f"{state.step:,} of {trainer.choices.steps:,}",
             "tokens seen": f"{state.tokens:,}",
             **{f"val {name}": f"{value:.4f}" for name, value in state.val.items()},
@@ -251,7 +250,7 @@ class Job:
             self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
         self._write_model(trainer, material)
         config = replace(self.config.eval, new_tokens=0)
-        scores = evaluate(model, task, material.val, config, device=trainer.device, dtype=trainer.choices.dtype)
+        scores = evaluate(model, task, material.val, config, dtype=trainer.choices.dtype)
         result = RunResult(
             out=str(folder.path),
             model=str(folder.model),

@@ -146,7 +146,7 @@ def predict(
     if not path.is_file():
         raise DataError(f"{source}: no such file")
     ready = load_model(model, device=resolve_device(options.device), base=options.base, note=note)
-    record = read_record(Path(model)) if (Path(model) / "config.toml").is_file() else {}
+    record = read_record(Path(model))
     name = labelled_task_of(ready, record) or ("generation" if isinstance(ready, GPT) else "")
     if not name:
         raise ModelError(f"{model}: was not fine-tuned for a task; make one that is: nlpstack finetune --task ner")

@@ -17,10 +17,10 @@ from nlpstack.hub import weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.heads import HEADS
-from nlpstack.start import load_start, with_shape_of
+from nlpstack.start import begin_with
 from nlpstack.tasks import CausalLM, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
-from nlpstack.tokenizer import Tokenizer, load_tokenizer
+from nlpstack.tokenizer import load_tokenizer
 from nlpstack.train.log import Reporter
 from nlpstack.train.run import Run, RunConfig, load_run
 
@@ -50,9 +50,9 @@ def pretrain(
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
-    start = load_start(options.model) if options.model is not None else None
-    if start is not None:
-        run = with_shape_of(start, run, f"--model {options.model}")
+    start = None
+    if options.model is not None:
+        start, run = begin_with(options.model, run)
     path = Path(out) if out is not None else Path("runs") / run.name
     prepare = partial(_prepare, run, start, options)
     return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)
@@ -62,7 +62,11 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
     """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as its task reads it."""
     config = run.config
     splits = load_corpus(config.data, note)
-    tokenizer = _given_tokenizer(options, start) or make_tokenizer(splits["train"], config.tokenizer, cache, note)
+    given = load_tokenizer(options.tokenizer) if options.tokenizer is not None else None
+    if start is not None and given is not None and given.hash != start.tokenizer.hash:
+        raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
+    given = given if start is None else start.tokenizer
+    tokenizer = given or make_tokenizer(splits["train"], config.tokenizer, cache, note)
     hashes = {"tokenizer": tokenizer.hash, **{f"data_{name}": split.key for name, split in splits.items()}}
     if options.model is not None:
         hashes["model"] = weights_hash(options.model)
@@ -76,7 +80,7 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
     material = _material(config, start, task, shards, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")
-    return replace(material, hashes=hashes, facts={"data": ", ".join(config.data.paths)})
+    return replace(material, hashes=hashes)
 
 
 def _material(
@@ -131,11 +135,3 @@ def _bert(config: RunConfig, start: LanguageModel | None, task: MaskedLM, note: 
     if kept := [head for head in there if head not in task.heads]:
         note(f"heads that are kept and not trained: {', '.join(kept)}")
     return model
-
-
-def _given_tokenizer(options: RunOptions, start: LanguageModel | None) -> Tokenizer | None:
-    """The tokenizer that is not to be trained: the starting model's, or the one of --tokenizer."""
-    given = load_tokenizer(Path(options.tokenizer)) if options.tokenizer is not None else None
-    if start is not None and given is not None and given.hash != start.tokenizer.hash:
-        raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
-    return given if start is None else start.tokenizer

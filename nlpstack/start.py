@@ -3,12 +3,13 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from nlpstack.config import read_toml
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import standing
 from nlpstack.hub import load_model
 from nlpstack.model import LanguageModel
 from nlpstack.tasks.labelled import Frame
-from nlpstack.train.run import Run, checked, read_record, read_results
+from nlpstack.train.run import Run, checked, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
 
@@ -23,14 +24,6 @@ def open_model(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
     return load_model(model, device=resolve_device(device), dtype=DTYPES[dtype or "fp32"]), str(model)
-
-
-def load_start(place: str | Path) -> LanguageModel:
-    """The model that a run begins with; ModelError for an adapter."""
-    start = load_model(place)
-    if start.base is not None:
-        raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
-    return start
 
 
 def frame(model: LanguageModel, name: str, *, truncate: bool = False) -> Frame:
@@ -51,7 +44,7 @@ def finished_runs(folder: Path, task: str = "") -> list[Path]:
 
 
 def _task_of(run: Path) -> str:
-    record = read_record(run)
+    record = read_toml(run / "config.toml")
     plain = "causal_lm" if record.get("model", {}).get("causal") else "masked_lm"
     return record.get("task", {}).get("name") or plain
 
@@ -66,11 +59,18 @@ def newest_pretrained(runs: Path, *, causal: bool) -> Path:
     return max(found, key=lambda run: ((run / "results.json").stat().st_mtime_ns, run))
 
 
-def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
-    """The run with the starting model's shape, but for dropout, which is no weight; a shape asked for is refused."""
-    resolved = run.resolved
-    if not run.config.task.name and start.config.causal != run.config.model.causal:
+def begin_with(place: str | Path, run: Run) -> tuple[LanguageModel, Run]:
+    """The model that a run begins with, and the run with its shape, but for dropout, which is no weight.
+
+    Refused are an adapter, a GPT where a BERT is trained (or the reverse), and a shape that was asked for.
+    """
+    start, source, resolved, task = load_model(place), f"--model {place}", run.resolved, run.config.task.name
+    if start.base is not None:
+        raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")
+    if start.config.causal != (task == "generation" if task else run.config.model.causal):
         there, wanted = ("GPT", "BERT") if start.config.causal else ("BERT", "GPT")
+        if task:
+            raise ModelError(f"{place}: a {there}, and the task {task} takes a {wanted}; name another with --model DIR")
         raise ConfigError(f"{source} is a {there}, and the recipe '{run.name}' trains a {wanted}; take another of them")
     frame(start, source)  # it has a tokenizer, and this its marks
     shape = replace(start.config, dropout=run.config.model.dropout)
@@ -80,4 +80,4 @@ def with_shape_of(start: LanguageModel, run: Run, source: str) -> Run:
             raise ConfigError(f"{setter}: model.{name}={asked}, but {source} has {given}; leave it out")
     origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
-    return checked(Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved))
+    return start, checked(Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved))

@@ -17,7 +17,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
-from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_text
+from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_file
 from nlpstack.model import TransformerConfig
 from nlpstack.model.lora import LoRAConfig
 from nlpstack.recipes import find_recipe
@@ -162,12 +162,12 @@ def checked(run: Run) -> Run:
 class RunFolder:
     """A run's folder and what stands in it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record: dict[str, Any] | None = None) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
         self.log = MetricsLog(path / "metrics.jsonl")
         self.model = path / "model"
-        self.record: dict[str, Any] = {}  # config.toml as it stands
+        self.record = record or {}  # config.toml as it stands
 
     @classmethod
     @contextmanager
@@ -177,7 +177,7 @@ class RunFolder:
         folder, is_new = cls(path), not path.exists()
         with _take_lock(path):
             try:
-                if resume and (path / "config.toml").exists():
+                if resume:
                     folder.record = read_record(path)
                 yield folder
             finally:
@@ -219,7 +219,7 @@ class RunFolder:
         """Write config.toml: every value, where it came from, and what the run settled at step 0."""
         self.record = {**run.resolved.values(), "origin": run.resolved.origin, **records}
         text = f"# The run '{run.name}' as resolved by nlpstack; [origin] says who set what, all else is default.\n\n"
-        write_text(self.path / "config.toml", text + to_toml(self.record))
+        write_file(self.path / "config.toml", text + to_toml(self.record))
 
     def check_unchanged(self, run: Run) -> None:
         """Raise CheckpointError listing every value that differs from the run's own, but for those that may."""
@@ -265,12 +265,12 @@ def _take_lock(path: Path) -> IO[str]:
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write a run's results.json: what the evaluator said last, and the run's figures."""
-    write_text(path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_file(path / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A run's config.toml."""
-    return read_toml(path / "config.toml")
+    """A run's config.toml; nothing if the folder has none."""
+    return read_toml(path / "config.toml") if (path / "config.toml").exists() else {}
 
 
 def read_results(path: Path) -> dict[str, Any]:
