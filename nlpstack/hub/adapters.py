@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
 from nlpstack.hub.families import Json, bare_prefix, check_tensors, family_of, layout, model_heads, stored_names
-from nlpstack.hub.tensors import read_tensors
+from nlpstack.hub.weights import read_tensors
 from nlpstack.model import BERT, LanguageModel, on_meta
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 from nlpstack.model.lora import AdapterSize, LoRAConfig, adapters, add_lora, trainable_state

@@ -1,16 +1,17 @@
 """The weights of a folder: tensors in one safetensors file, or in several that an index names; never a pickle."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nlpstack.errors import ModelError
+from nlpstack.errors import ModelError, NlpstackError
 from nlpstack.files import read_json_object, sha256_file
 
 WEIGHTS = "model.safetensors"
@@ -108,3 +109,16 @@ def refuse_pickle(file: Path) -> None:
             return
     cure = f"get the model as {WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
     raise ModelError(f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; {cure}")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors to one file."""
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def read_tensors(path: Path, kind: type[NlpstackError]) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU; raises `kind`, naming the file, if it cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise kind(f"{path}: cannot be read ({error})") from error

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from nlpstack.errors import CheckpointError
 from nlpstack.files import new_folder, read_json_object, remove_leftovers, verify_manifest
-from nlpstack.hub.tensors import read_tensors, write_tensors
+from nlpstack.hub.weights import read_tensors, write_tensors
 
 KEPT = 2  # the newest ones, beside the best
 
