@@ -50,15 +50,9 @@ _SLOWER = 0.85  # a choice is contradicted where it reaches less than this share
 _LITTLE_SPACE = 1 << 30  # bytes
 _WRITTEN = 32 << 20  # bytes of the file that tells how fast the disk is
 _SHAPE = (16, 6, 128, 32)  # sequences, heads, tokens, width of a head: the recipe `gpt`
-_RULES = {  # how a choice is made, and what is said where a measurement contradicts it
-    "dtype": (
-        "bf16 on CPUs with AMX or AVX512-BF16 and GPUs of capability 8.0 up, else fp32",
-        "{chosen}, but {best} multiplies {times}; give --dtype {best}",
-    ),
-    "attention": (
-        "plain products on a CPU in bf16 or with dropout, else the fused kernel",
-        f"the {{chosen}} product, but the {{best}} one is {{times}} at {_SHAPE[2]} tokens",
-    ),
+_RULES = {  # how a choice is made
+    "dtype": "bf16 on CPUs with AMX or AVX512-BF16 and GPUs of capability 8.0 up, else fp32",
+    "attention": "plain products on a CPU in bf16 or with dropout, else the fused kernel",
 }
 
 
@@ -247,12 +241,14 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _beside_rule(what: str, chosen: str, seconds: Mapping[str, float], problem: Note) -> dict[str, Any]:
     """A rule and what it chooses; that another choice was clearly faster is a problem."""
-    rule, message = _RULES[what]
     best = min(seconds, key=lambda name: seconds[name])
     if seconds[best] < _SLOWER * seconds[chosen]:
         times = f"{seconds[chosen] / seconds[best]:.1f} times as fast here"
-        problem(f"{what}: the rule takes " + message.format(chosen=chosen, best=best, times=times))
-    return {"choice": chosen, "rule": rule}
+        told = f"{chosen}, but {best} multiplies {times}; give --dtype {best}"
+        if what == "attention":
+            told = f"the {chosen} product, but the {best} one is {times} at {_SHAPE[2]} tokens"
+        problem(f"{what}: the rule takes {told}")
+    return {"choice": chosen, "rule": _RULES[what]}
 
 
 def _product_seconds(n: int, dtype: str, device: torch.device) -> float:

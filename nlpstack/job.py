@@ -33,7 +33,7 @@ from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
 from nlpstack.train.log import Reporter, finite
-from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, describe_choices, read_results, write_results
+from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, read_results, write_results
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 
@@ -137,7 +137,7 @@ class Job:
             minutes = self.config.train.minutes
             steps = f"{choices.steps:,}" if minutes is None else f"as many as fit {minutes:g} minutes"
             at_most = "at most " if isinstance(material.order, Bucketed) else ""
-            self.say(f"steps: {steps} of {at_most}{batch_size} sequences; {describe_choices(choices)}")
+            self.say(f"steps: {steps} of {at_most}{batch_size} sequences; {choices}")
             batch = trainer.loader.micro_batches(0)[0]
             self.say(f"first batch: {tuple(batch.tokens.shape)}, {batch.n_targets}, {batch.tokens[0, :16].tolist()}...")
             trainer.choices = replace(choices, steps=max(1, choices.steps))
@@ -199,7 +199,7 @@ class Job:
         else:
             self.folder.clear()
         self.folder.write_record(self.run, self._records(trainer.choices, material))
-        self.say(describe_choices(trainer.choices))
+        self.say(str(trainer.choices))
 
     def _check_kept(self, kept: Choices, hashes: dict[str, str]) -> None:
         then, path, asked = self.folder.record.get("hashes", {}), self.folder.path, self.config.train.steps

@@ -9,7 +9,7 @@ from nlpstack.files import standing
 from nlpstack.hub import load_model
 from nlpstack.model import LanguageModel
 from nlpstack.tasks.labelled import Frame
-from nlpstack.train.run import Run, checked, read_results
+from nlpstack.train.run import Run, make_run, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
 
@@ -80,4 +80,4 @@ def begin_with(place: str | Path, run: Run) -> tuple[LanguageModel, Run]:
             raise ConfigError(f"{setter}: model.{name}={asked}, but {source} has {given}; leave it out")
     origin = resolved.origin | {f"model.{name}": source for name in asdict(shape) if name != "dropout"}
     resolved = replace(resolved, sections={**resolved.sections, "model": shape}, origin=origin)
-    return start, checked(Run(name=run.name, config=replace(run.config, model=shape), resolved=resolved))
+    return start, make_run(run.name, resolved)

@@ -79,12 +79,10 @@ class TrainConfig:
 
     def sequences(self, max_seq_len: int) -> int:
         """Sequences an optimizer step."""
-        if self.batch_size is not None:
-            return self.batch_size
-        assert self.batch_tokens is not None
-        if self.batch_tokens < max_seq_len:
+        size = self.batch_size or (self.batch_tokens or 0) // max_seq_len  # _check saw to it that one is given
+        if not size:
             raise ConfigError(f"train.batch_tokens={self.batch_tokens} is less than one block of {max_seq_len} tokens")
-        return self.batch_tokens // max_seq_len
+        return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +114,7 @@ class Run:
 def load_run(recipe: str, stage: str, flags: Mapping[str, Any], overrides: Sequence[str]) -> Run:
     """Find a recipe by name or path and resolve it; raises ConfigError before anything else is touched."""
     path = find_recipe(recipe, stage)
-    resolved = resolve(path, SECTIONS, flags, overrides)
-    return checked(Run(name=path.stem, config=RunConfig(**resolved.sections), resolved=resolved))
+    return make_run(path.stem, resolve(path, SECTIONS, flags, overrides))
 
 
 # The keys of [task] that each task has.
@@ -130,17 +127,17 @@ USED_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def checked(run: Run) -> Run:
-    """The run itself; raises ConfigError where values of two sections do not go together."""
-    config, origin = run.config, run.resolved.origin
+def make_run(name: str, resolved: Resolved) -> Run:
+    """The run of resolved sections; raises ConfigError where values of two of them do not go together."""
+    config, origin = RunConfig(**resolved.sections), resolved.origin
     model, task = config.model, config.task
     used = USED_BY.get(task.name or ("causal_lm" if model.causal else "masked_lm"), ())
     # A value that is the default says nothing: the record of a run has them all.
     for key, setter in origin.items():
-        name = key.removeprefix("task.")
-        if name not in (key, "name", *used) and getattr(task, name) != getattr(TaskConfig, name):
+        own = key.removeprefix("task.")
+        if own not in (key, "name", *used) and getattr(task, own) != getattr(TaskConfig, own):
             what = f"the task {task.name}" if task.name else "a GPT (model.causal=true)" if model.causal else "a BERT"
-            owners = ["of a BERT" if owner == "masked_lm" else owner for owner, keys in USED_BY.items() if name in keys]
+            owners = ["of a BERT" if owner == "masked_lm" else owner for owner, keys in USED_BY.items() if own in keys]
             raise ConfigError(f"{setter}: {key}: {', '.join(owners)}; {what} has no such choice")
     exact, masked = config.optim.full_batch, not task.name and not model.causal
     noisy = f"too noisy for the line searches of {config.optim.name}; use"
@@ -155,8 +152,8 @@ def checked(run: Run) -> Run:
         (masked and model.max_seq_len < shortest, "model.max_seq_len", short),
     ):
         if wrong:
-            raise ConfigError(f"{origin.get(key, run.name)}: {key}={attrgetter(key)(config)}: {cure}")
-    return run
+            raise ConfigError(f"{origin.get(key, name)}: {key}={attrgetter(key)(config)}: {cure}")
+    return Run(name=name, config=config, resolved=resolved)
 
 
 class RunFolder:
@@ -278,9 +275,3 @@ def read_results(path: Path) -> dict[str, Any]:
     with suppress(CheckpointError):
         return read_json_object(path / "results.json", CheckpointError)
     return {}
-
-
-def describe_choices(choices: Choices) -> str:
-    """The choices of a run as one line."""
-    shown = ("device", "dtype", "compile", "threads", "attention", "micro_batch")
-    return "  ".join(f"{name} {getattr(choices, name)}" for name in shown)

@@ -10,7 +10,7 @@ import signal
 import sys
 import timeit
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from types import FrameType
@@ -48,6 +48,10 @@ class Choices:
     processor: str
     torch: str
     nlpstack: str
+
+    def __str__(self) -> str:
+        shown = ("device", "dtype", "compile", "threads", "attention", "micro_batch")
+        return "  ".join(f"{name} {getattr(self, name)}" for name in shown)
 
     def unkept(self) -> list[str]:
         """What this machine cannot keep of choices made elsewhere, as `name: then, now`."""
@@ -216,12 +220,10 @@ class StopSignal:
     @contextmanager
     def installed(self) -> Iterator["StopSignal"]:
         """Handle both signals inside the block; only the command line does this."""
-        old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with ExitStack() as undo:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                undo.callback(signal.signal, number, signal.signal(number, self._handle))
             yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
