@@ -63,10 +63,10 @@ def writing(path: Path, option: str = "") -> Iterator[None]:
         raise ConfigError(f"{option}{path}: cannot be written ({error.strerror}); give another place") from error
 
 
-def read_json_object(path: Path, kind: type[NlpstackError]) -> dict[str, Any]:
-    """The JSON object in a file; raises `kind`, naming the file, if there is none."""
+def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None = None) -> dict[str, Any]:
+    """The JSON object in a file, or in its bytes if they are at hand; raises `kind`, naming it, if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads((path.read_bytes() if data is None else data).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise kind(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):

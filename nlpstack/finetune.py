@@ -150,9 +150,9 @@ def _samples(task: LabelledTask, model: nn.Module, val: EncodedRows, run: Run) -
     """What the model makes of the first examples of the validation part."""
     n = min(run.config.train.samples, len(val.examples))
     if isinstance(task, Generation):
-        prompts = [example.prompt for example in val.examples[:n]]
-        texts = task.write(model, prompts, Sampling(max_new_tokens=run.config.train.sample_tokens, greedy=True))
-        return [{"prompt": p[:_SHOWN_CHARS], "text": t} for p, t in zip(prompts, texts, strict=True)]
+        chosen = val.examples[:n]
+        texts = task.write(model, chosen, Sampling(max_new_tokens=run.config.train.sample_tokens, greedy=True))
+        return [{"prompt": one.prompt[:_SHOWN_CHARS], "text": t} for one, t in zip(chosen, texts, strict=True)]
     part = replace(val, rows=[row for row in val.rows if row.example < n])
     said = []
     with evaluating(model):

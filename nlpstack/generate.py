@@ -12,6 +12,7 @@ from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.model import GPT, LanguageModel
 from nlpstack.start import frame, open_model
+from nlpstack.tokenizer.chat import Chat, Message
 from nlpstack.train.runtime import DTYPES, resolve_device, session
 
 DEFAULT_SAMPLING = Sampling()
@@ -29,7 +30,7 @@ class GenerationResult:
 
 def generate(
     model: LanguageModel | str | Path,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Message]],
     sampling: Sampling = DEFAULT_SAMPLING,
     *,
     batch_size: int = 16,
@@ -40,6 +41,7 @@ def generate(
 ) -> GenerationResult:
     """What a model, or the one in a folder, writes after each prompt; an empty prompt starts from nothing.
 
+    A conversation, a list of roles and texts, goes on with the assistant's next turn, by the tokenizer's chat template.
     `dtype` is that of the weights. A model object is left as it is: device "auto" means where it stands, and for
     another device or dtype a copy is made. `threads` compute during the call (None: as many as now). Up to `batch_size`
     texts are written at a time, or one prompt's samples or beams. `on_text` takes a single prompt's text as it grows.
@@ -55,6 +57,7 @@ def generate(
             fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
             raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
         frame(ready, name)  # it has a tokenizer
+        given = [prompt if isinstance(prompt, str) else _as_tokens(ready, name, prompt) for prompt in prompts]
         target = ready.unembedding.device if device == "auto" else resolve_device(device)
         wanted = DTYPES[dtype]
         if not all(
@@ -63,8 +66,13 @@ def generate(
         ):
             # A copy, so that one which the caller holds stays as it is.
             ready = copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, wanted)
-        generations, timing = decode(ready, ready.tokenizer, prompts, sampling, batch_size=batch_size, on_text=on_text)
+        generations, timing = decode(ready, ready.tokenizer, given, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
+
+
+def _as_tokens(model: GPT, name: str, messages: Sequence[Message]) -> tuple[str, list[int]]:
+    """What was said last, and the tokens of the whole conversation."""
+    return messages[-1][1], Chat(model.tokenizer, name).prompts([messages])[0]
 
 
 def default_prompts(path: str | Path) -> list[str]:

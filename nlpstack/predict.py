@@ -190,7 +190,7 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     examples = [example for example, _ in chunk]
     if isinstance(task, Generation):
-        yield from ({"text": text} for text in task.write(model, [e.prompt for e in examples], options.sampling))
+        yield from ({"text": text} for text in task.write(model, examples, options.sampling))
         return
     rows = task.encode(examples, f"of the next {len(chunk):,} inputs", note)
     texts = {n: (text, tuple(m.start() for m in _WORD.finditer(text))) for n, (_, text) in enumerate(chunk) if text}

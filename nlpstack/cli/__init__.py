@@ -31,7 +31,7 @@ def main() -> None:
 
 
 for name in (
-    *("pretrain", "finetune", "eval", "compare", "predict", "merge", "generate", "fill_mask", "embed"),
+    *("pretrain", "finetune", "eval", "compare", "predict", "merge", "convert", "generate", "fill_mask", "embed"),
     *("attention", "tokenizer", "data", "recipes", "info", "doctor"),
 ):
     main.add_command(getattr(import_module(f"nlpstack.cli.{name}"), f"{name}_command"))

@@ -3,12 +3,13 @@
 import re
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nlpstack.cli import options as shared
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from nlpstack.decode import Generation, Sampling
@@ -55,16 +56,18 @@ sampling_options = shared.together(  # one for each field of Sampling
 @shared.model_option
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A text to go on from; repeatable.")
 @click.option("--prompts", "file", metavar="FILE", help="A UTF-8 file with one prompt a line.")
+@click.option("--chat", is_flag=True, help="Answer as an assistant: a prompt is a question; without one, talk on.")
 @sampling_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, help="Texts at a time.")
 @click.option("--dtype", type=shared.DTYPES, default="fp32", help="Of the weights.")
 @shared.machine_options
 @shared.output_options
-def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **given: Any) -> None:
+def generate_command(model: str, prompts: tuple[str, ...], file: str | None, chat: bool, **given: Any) -> None:
     """Text from a GPT: greedy, drawn or by beam search, several prompts at a time.
 
     Without a prompt, a run folder goes on from the prompts of its last validation, any other model from nothing.
-    The text goes to standard output, the report to standard error.
+    The text goes to standard output, the report to standard error. With --chat and no prompt, each line of standard
+    input is answered, with all that was said before in mind, until it ends.
 
     \b
     Example:
@@ -73,6 +76,8 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **g
     from nlpstack.generate import generate
 
     sampling, chosen = make_sampling(given)
+    if chat and not prompts and file is None:
+        return _converse(model, sampling, given)
     texts, source = _prompts(model, prompts, file)
     stream = len(texts) == sampling.samples == 1 and not given["as_json"] and sys.stdout.isatty()
     unshown = iter(texts)  # when streaming: the prompt, until its first text comes
@@ -81,11 +86,42 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, **g
         click.echo(next(unshown, "") + text, nl=False)
 
     where = shared.arguments(given, "batch_size", "dtype")
-    result = generate(model, texts, sampling, on_text=show if stream else None, **where)
+    asked = [[("user", text)] for text in texts] if chat else texts
+    result = generate(model, asked, sampling, on_text=show if stream else None, **where)
     plain = next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling)
     shared.echo([_entry(one, sampling) for one in result.generations], plain, as_json=given["as_json"])
     if not given["quiet"]:
         click.echo(_report(result, sampling, chosen, f"{len(texts)} ({source})"), err=True)
+
+
+def _converse(model: str, sampling: "Sampling", given: dict[str, Any]) -> None:
+    """Answer standard input line by line; what no longer fits the context is forgotten, and that is said."""
+    from nlpstack.generate import generate
+    from nlpstack.start import open_model
+
+    ready, _ = open_model(model, device=given["device"] or "auto", dtype=given["dtype"])
+    said: list[tuple[str, str]] = []
+    lines = click.get_text_stream("stdin")
+    show = None if given["as_json"] or sampling.samples > 1 else partial(click.echo, nl=False)
+    while True:
+        click.echo("> " * lines.isatty(), nl=False, err=True)
+        if not (line := lines.readline()):
+            return
+        if not line.strip():
+            continue
+        said.append(("user", line.strip()))
+        while True:
+            try:
+                result = generate(ready, [said], sampling, threads=given["threads"], dtype=given["dtype"], on_text=show)
+                break
+            except DataError:
+                if len(said) < 3:
+                    raise
+                del said[:2]
+                click.echo("(the conversation is longer than the context: its first turns are left out)", err=True)
+        one = result.generations[0]
+        shared.echo(_entry(one, sampling), "" if show else one.text, as_json=given["as_json"])
+        said.append(("assistant", one.text.strip()))
 
 
 def make_sampling(given: dict[str, Any]) -> tuple["Sampling", set[str]]:

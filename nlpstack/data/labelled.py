@@ -55,6 +55,7 @@ class PromptExample(NamedTuple):
     prompt: str
     completion: str | None
     references: tuple[str, ...]  # the completion, if a file gives none
+    messages: tuple[tuple[str, str], ...] = ()  # role and content of each turn, where a file gives a conversation
 
 
 Example = TextExample | TaggedExample | PromptExample
@@ -231,7 +232,8 @@ def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[Promp
     """The rows of a .jsonl with `prompt` (or `source`) and `completion` (or `target`), `references` (a list) or both.
 
     Of `messages` (`role`, `content`) the last, the assistant's, is the completion; the prompt is a line `role: content`
-    for each before, then `assistant:`. Without `labelled` a row may be a prompt alone.
+    for each before, then `assistant:`, unless the tokenizer has a chat template, which takes them as they are. Without
+    `labelled` a row may be a prompt alone.
     """
     return [prompt_of(f"{path}:{number}", row, labelled=labelled) for number, row in json_rows(path, note)]
 
@@ -247,10 +249,10 @@ def prompt_of(where: str, row: dict[str, Any], *, labelled: bool) -> PromptExamp
         raise DataError(f"{where}: needs 'completion' (or 'target'), 'references' or 'messages'")
     completion = text_field(where, row, name) if name else None
     references = text_field(where, row, "references", many=True) if given else (completion,) if completion else ()
-    return PromptExample(where, prompt, completion, references)
+    return PromptExample(where, prompt, completion, references, row.get("turns", ()))
 
 
-def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, str]:
+def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, Any]:
     turns = messages if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages) else []
     texts = [(text_field(where, turn, "role"), text_field(where, turn, "content")) for turn in turns]
     answer = [content for role, content in texts[-1:] if role == "assistant"]
@@ -258,7 +260,7 @@ def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, str]:
     if not before or (labelled and not answer):
         raise DataError(f"{where}: 'messages' must be a list of objects, the last the assistant's, others before it")
     prompt = "\n".join([*(f"{role}: {content}" for role, content in before), "assistant:"])
-    return {"prompt": prompt, **({"completion": answer[0]} if answer else {})}
+    return {"prompt": prompt, "turns": tuple(texts), **({"completion": answer[0]} if answer else {})}
 
 
 def text_field(where: str, row: dict[str, Any], name: str, *, many: bool = False) -> Any:

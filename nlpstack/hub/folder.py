@@ -12,14 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError, did_you_mean
-from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, standing, verify_manifest
+from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.hub.gguf import GGUF, SUFFIX
+from nlpstack.hub.pickled import Pickled
 from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig, on_meta
 from nlpstack.model.lora import adapters
-from nlpstack.tokenizer import load_tokenizer
+from nlpstack.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
 
@@ -100,7 +102,7 @@ def load_model(
             return load_adapter(folder, base, read_base, note)
         if base is not None:
             raise ModelError(f"{folder}: a whole model, not an adapter, so it has no base; leave --base out")
-        return _load(folder, torch.device(device), dtype)
+        return read_folder(folder, GGUF(folder) if folder.is_file() else None, torch.device(device), dtype)
 
     def read_base(place: Path) -> LanguageModel:
         model = load_model(place, device=device, dtype=dtype)
@@ -114,7 +116,13 @@ def load_model(
 
 def weights_hash(path: str | Path) -> str:
     """SHA-256 of the weights file that load_model would read from, or of several, as hexadecimal digits."""
-    return _undisturbed(path, lambda folder: Weights(folder, ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS).hash())
+
+    def read(folder: Path) -> str:
+        if folder.is_file():
+            return sha256_file(folder)
+        return Weights(folder, ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS).hash()
+
+    return _undisturbed(path, read)
 
 
 def model_folder(path: str | Path) -> Path:
@@ -127,6 +135,8 @@ def model_folder(path: str | Path) -> Path:
             near = did_you_mean(folder.name, names, str(folder).removesuffix(folder.name))
         raise ModelError(f"{path}: no such file or folder{near}")
     if folder.is_file():
+        if folder.suffix == SUFFIX:
+            return folder
         refuse_pickle(folder)
         raise ModelError(f"{path}: a file; give the folder that holds it")
     for place in (folder, standing(folder / "model")):
@@ -167,16 +177,27 @@ def _identity(path: str | Path) -> list[tuple[str, int, int, int]]:
     return found
 
 
-def _load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> LanguageModel:
-    verify_manifest(folder, ModelError, MEND)
-    source = folder / CONFIG
-    values = read_json_object(source, ModelError)
+def read_folder(
+    place: Path,
+    given: GGUF | Pickled | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - never changed
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """The model of a folder, its weights read from its own files or those `given`, or of a GGUF file, given too."""
+    tokenizer: Tokenizer | None
+    if isinstance(given, GGUF):
+        source, values, tokenizer = place, given.config(), given.tokenizer()
+    else:
+        source = place / CONFIG
+        verify_manifest(place, ModelError, MEND)
+        values = read_json_object(source, ModelError)
+        there = any((place / name).is_file() for name in TOKENIZERS)
+        tokenizer = load_tokenizer(place, verify=False) if there else None
     config = families.read_config(values, source)
     if config.causal and config.n_segments:
         raise ModelError(f"{source}: causal=True with n_segments={config.n_segments}; a GPT reads no segments")
-    weights = Weights(folder, WEIGHTS)
-    tokenizer = load_tokenizer(folder, verify=False) if any((folder / name).is_file() for name in TOKENIZERS) else None
-    _check_tokenizer(tokenizer, config, values, folder)
+    weights = given or Weights(place, WEIGHTS)
+    _check_tokenizer(tokenizer, config, values, place)
     model, state = _read_weights(weights, config, values, device, dtype)
     model.load_state_dict(state, strict=True, assign=True)
     model.tokenizer = tokenizer
@@ -197,7 +218,11 @@ def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mappi
 
 
 def _read_weights(
-    weights: Weights, config: TransformerConfig, values: families.Json, device: torch.device, dtype: torch.dtype | None
+    weights: Weights | GGUF | Pickled,
+    config: TransformerConfig,
+    values: families.Json,
+    device: torch.device,
+    dtype: torch.dtype | None,
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own."""
     family, source = str(values["model_type"]), weights.source
@@ -225,7 +250,10 @@ def _read_weights(
         tensor = weights.read(present[stored.name])
         rows = (tensor.T if stored.transposed else tensor).split([shapes[name][0] for name in stored.holds])
         for name, part in zip(stored.holds, rows, strict=True):
-            state[name] = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
+            own = weights.fresh and part.is_contiguous()
+            state[name] = (
+                part.to(device, dtype) if own else torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
+            )
     return model, state
 
 
@@ -247,7 +275,9 @@ def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.S
         raise ModelError(f"{source}: sizes that no tensor can have; {MEND}") from error
 
 
-def _named_once(weights: Weights, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
+def _named_once(
+    weights: Weights | GGUF | Pickled, present: dict[str, str], twice: Mapping[str, str], *, tied: bool
+) -> dict[str, str]:
     """`present` without second names; a tied model's file may hold one tensor twice, but not two tensors."""
     present = dict(present)
     for second, first in twice.items():

@@ -16,8 +16,8 @@ from nlpstack.files import read_json_object, sha256_file
 
 WEIGHTS = "model.safetensors"
 MEND = "copy the folder again, or save the model again"
-_INDEX = f"{WEIGHTS}.index.json"
-_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
+INDEX = f"{WEIGHTS}.index.json"
+PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"  # torch.save: a zip of pickles; before 1.6, and others: a bare one
 READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -29,12 +29,14 @@ class Weights:
     afterwards changes nothing.
     """
 
+    fresh = False  # a tensor that is read is the file's
+
     def __init__(self, folder: Path, name: str) -> None:
         """The weights in `folder`/`name` or else, by its index, beside it; ModelError if they are not there whole."""
         self.source = folder / name  # what errors name
         shards: dict[str, str] = {}
-        if not self.source.is_file() and name == WEIGHTS and (folder / _INDEX).is_file():
-            self.source = folder / _INDEX
+        if not self.source.is_file() and name == WEIGHTS and (folder / INDEX).is_file():
+            self.source = folder / INDEX
             shards = self._indexed(read_json_object(self.source, ModelError).get("weight_map"))
         self.files = [folder / shard for shard in sorted(set(shards.values()))] or [self.source]
         self._places: dict[str, Path] = {}
@@ -43,7 +45,7 @@ class Weights:
         for file in self.files:
             if not file.is_file():
                 refuse_pickles(folder)
-                raise ModelError(f"{file}: missing{f', though {_INDEX} names it' if shards else ''}; {MEND}")
+                raise ModelError(f"{file}: missing{f', though {INDEX} names it' if shards else ''}; {MEND}")
             refuse_pickle(file)
             self._survey(file)
         if shards and (wrong := {name: file.name for name, file in self._places.items()}.items() ^ shards.items()):
@@ -95,20 +97,20 @@ def _opened(file: Path) -> Iterator[Any]:
 def refuse_pickles(folder: Path) -> None:
     """Raise ModelError if a folder holds a pickle."""
     for entry in sorted(folder.iterdir()):
-        if entry.suffix in _PICKLES:
+        if entry.suffix in PICKLES:
             refuse_pickle(entry)
 
 
 def refuse_pickle(file: Path) -> None:
     """Raise ModelError if a file is a pickle, by its name or by how it begins."""
-    if file.suffix not in _PICKLES:
+    if file.suffix not in PICKLES:
         with open(file, "rb") as opened:
             start = opened.read(9)
         # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
         if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
             return
-    cure = f"get the model as {WEIGHTS} or, if you trust it, write it as that (save_pretrained of transformers does)"
-    raise ModelError(f"{file}: a pickle, which can run any code when it is opened, so nlpstack never does; {cure}")
+    cure = f"get the model as {WEIGHTS}, or write its tensors as that: nlpstack convert {file} --out DIR"
+    raise ModelError(f"{file}: a pickle, which can run any code when it is opened; {cure}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

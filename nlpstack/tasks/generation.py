@@ -1,7 +1,9 @@
 """A prompt and what should follow it: a GPT is trained on the completions alone."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch
 from nlpstack.tokenizer import Tokenizer
+from nlpstack.tokenizer.chat import ASSISTANT, Chat, Message
 
 SEPARATOR = "\n"  # between a prompt and its completion
 _PROMPTS_AT_ONCE = 64
@@ -77,29 +80,47 @@ class Generation(Task):
         self.frame = Frame(tokenizer, shape, truncate=config.truncate)
 
     def encode(self, examples: Sequence[PromptExample], what: str, note: Note) -> EncodedRows:
-        """Examples as rows: BOS, prompt, separator, completion (or else the first reference), EOS."""
-        threads = torch.get_num_threads()
-        wanted = [e.references[0] if e.completion is None else e.completion for e in examples]
-        prompts = self.tokenizer.encode_batch([example.prompt + SEPARATOR for example in examples], threads=threads)
-        answers = self.tokenizer.encode_batch(wanted, threads=threads)
-        rows, n_cut = [], 0
-        for number, (example, prompt, answer) in enumerate(zip(examples, prompts, answers, strict=True)):
-            over = len(self.frame.cls) + len(prompt) + len(answer) + 1 - self.length
+        """Examples as rows: BOS, prompt, separator, completion (or else the first reference), EOS.
+
+        A conversation is what the chat template makes of it, if there is one, and all that the assistant says counts.
+        """
+        rows, n_cut, n_marks = [], 0, len(self.frame.cls)
+        for number, (example, found) in enumerate(zip(examples, self._tokens(examples), strict=True)):
+            tokens, counted, n_before = found
+            over = len(tokens) - self.length
             if over > 0:
-                if not self.config.truncate or over >= len(prompt):
+                if not self.config.truncate or over >= n_before:
                     cut = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
-                    cure = cut if over < len(prompt) else "a completion is never cut; shorten it"
-                    size = f"have {self.length + over:,} tokens, the model's context {self.length:,}"
+                    cure = cut if over < n_before else "a completion is never cut, nor a conversation; shorten it"
+                    size = f"have {len(tokens):,} tokens, the model's context {self.length:,}"
                     raise DataError(f"{example.where}: prompt and completion {size}; {cure}")
-                prompt, n_cut = prompt[over:], n_cut + 1
-            parts: list[Any] = [self.frame.cls, prompt, answer, [self.tokenizer.eos_id]]
-            tokens = np.concatenate(parts).astype(np.int64)
-            labels, n_counted = tokens[1:].copy(), len(answer) + 1
-            labels[:-n_counted] = IGNORE_INDEX
-            rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (labels, n_counted)))
+                kept = np.r_[:n_marks, n_marks + over : len(tokens)]
+                tokens, counted, n_cut = tokens[kept], counted[kept], n_cut + 1
+            labels = np.where(counted, tokens, IGNORE_INDEX)[1:]
+            rows.append(Encoded(tokens[:-1], len(tokens) - 1, number, (labels, int(counted[1:].sum()))))
         if n_cut:
             note(f"{what}: the beginning of {n_cut:,} prompts was cut to fit the context (task.truncate)")
         return EncodedRows(examples=examples, rows=rows, frame=self.frame, label=self._batch_labels)
+
+    def _tokens(self, examples: Sequence[PromptExample]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """Each example's tokens (T,), which of them count, bool (T,), and how many before those may be left out."""
+        talks = iter(self.chat.rows([one.messages for one in examples if one.messages]) if self.chat else ())
+        plain = [one for one in examples if not (self.chat and one.messages)]
+        texts = [[one.prompt + SEPARATOR for one in plain], [_answers(one)[-1] for one in plain]]
+        pairs = zip(*(self.tokenizer.encode_batch(one, threads=torch.get_num_threads()) for one in texts), strict=True)
+        for example in examples:
+            if self.chat and example.messages:
+                yield *next(talks), 0
+                continue
+            prompt, answer = next(pairs)
+            parts: list[Any] = [self.frame.cls, prompt, answer, [self.tokenizer.eos_id]]
+            tokens = np.concatenate(parts).astype(np.int64)
+            yield tokens, np.arange(len(tokens)) >= len(tokens) - len(answer) - 1, len(prompt)
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """How conversations are written down; None if the tokenizer does not say, and they are prompts as any other."""
+        return Chat(self.tokenizer, "the model") if self.tokenizer.chat_template else None
 
     def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
@@ -129,26 +150,46 @@ class Generation(Task):
         """Score a batch."""
         assert isinstance(model, GPT)
         if isinstance(batch, Prompts):
-            texts = self.write(model, [example.prompt for _, example in batch.examples], batch.sampling)
+            texts = self.write(model, [example for _, example in batch.examples], batch.sampling)
             for (number, example), text in zip(batch.examples, texts, strict=True):
                 metric.texts.update(text, example.references, number)
             return
         hidden = model.transformer(batch.batch.tokens)
         nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk, ranked=False)
         for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
-            example = batch.examples[row.example]
-            text = example.completion if example.completion is not None else example.references[0]
+            text = "\n".join(_answers(batch.examples[row.example], whole=self.chat is not None))
             whole, n_bytes = (len(text.split()), row.labels[1]), len(text.encode())
             metric.completions.update(row.example, total, row.labels[1], n_bytes, whole)
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
         """What is scored, what stands before it, and the context."""
-        return {"scored": "completion+eos", "separator": "newline", "context": self.length}
+        template = self.tokenizer.chat_template
+        chat = {"chat": hashlib.sha256(template.encode()).hexdigest()[:12]} if template else {}
+        return {"scored": "completion+eos", "separator": "newline", **chat, "context": self.length}
 
-    def write(self, model: nn.Module, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        """What the model writes after each prompt."""
+    def write(self, model: nn.Module, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
+        """What the model writes after each example's prompt, or next in its conversation."""
         assert isinstance(model, GPT)
-        # The very tokens that training puts before a completion.
-        rows = [(prompt, [*self.frame.cls, *self.tokenizer.encode(prompt + SEPARATOR)]) for prompt in prompts]
+        talks = [_before_last(one.messages) for one in examples if one.messages]
+        begun = iter(self.chat.prompts(talks) if self.chat else ())
+        rows = [
+            # The very tokens that training puts before a completion.
+            (one.prompt, [*self.frame.cls, *self.tokenizer.encode(one.prompt + SEPARATOR)])
+            if not (self.chat and one.messages)
+            else (one.prompt, next(begun))
+            for one in examples
+        ]
         texts, _ = decode(model, self.tokenizer, rows, sampling)
         return [text.text.strip() for text in texts]
+
+
+def _answers(example: PromptExample, *, whole: bool = False) -> tuple[str, ...]:
+    """The completion, or else the first reference; of a `whole` conversation all that the assistant says."""
+    if whole and example.messages:
+        return tuple(text for role, text in example.messages if role == ASSISTANT)
+    return (example.references[0] if example.completion is None else example.completion,)
+
+
+def _before_last(messages: Sequence[Message]) -> Sequence[Message]:
+    """A conversation without the assistant's last turn, which is to be written."""
+    return messages[:-1] if messages[-1][0] == ASSISTANT else messages

@@ -49,6 +49,8 @@ class Tokenizer(Protocol):
     special_ids: frozenset[int]  # these, and others that are no text: they decode to nothing; text gives unk_id at most
     hash: str  # SHA-256 of the bytes that define the tokenizer, as hexadecimal digits
 
+    chat_template: str | None = None  # how a conversation is written down, in Jinja
+
     _pieces: list[str]  # the spelling of each id
     _space: str = SPACE  # begins a piece that begins a word, unless
     _inner: str = ""  # this begins one that does not

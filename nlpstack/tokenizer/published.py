@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nlpstack.tokenizer.base import BYTE_PIECES, ROLES, SPACE, Tokenizer, check_
 
 JSON_FILE, VOCAB_FILE, BPE_FILE, _MERGES = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
 FILES = (JSON_FILE, VOCAB_FILE, BPE_FILE)  # the first that a folder has counts
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+SETTINGS, _TEMPLATE = ("tokenizer_config.json", "special_tokens_map.json"), "chat_template.jinja"
 
 # What their tokens are called where no file says it: in BERT; RoBERTa and Llama; GPT-2.
 _USUAL = "[PAD] <pad>", "[UNK] <unk>", "<s> <|endoftext|>", "</s> <|endoftext|>", "[CLS]", "[SEP]", "[MASK] <mask>"
@@ -30,25 +30,29 @@ _MEND = "copy the folder again"
 class PublishedTokenizer(Tokenizer):
     """A folder's tokenizer.json, vocab.txt or vocab.json with merges.txt; what spells a special token is plain text."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read a folder's files; raises ModelError if they make no tokenizer or the library is missing."""
-        file = next(folder / name for name in FILES if (folder / name).is_file())
-        names = (JSON_FILE, VOCAB_FILE) if file.name != BPE_FILE else (BPE_FILE, _MERGES)
-        self._files = {n: (folder / n).read_bytes() for n in (*names, *_SETTINGS) if (folder / n).is_file()}
-        data = self._files[file.name] + self._files.get(_MERGES, b"")
-        said = [read_json_object(folder / name, ModelError) for name in _SETTINGS if name in self._files]
-        if file.name == JSON_FILE:
+    def __init__(self, place: Path, files: Mapping[str, bytes] | None = None) -> None:
+        """Read a folder's files, or take them by name where the file at `place` says the same in its own form.
+
+        Raises ModelError if they make no tokenizer or the library is missing.
+        """
+        self._files = _read(place) if files is None else dict(files)
+        name = next(name for name in FILES if name in self._files)
+        file = place / name if files is None else place
+        data = self._files[name] + self._files.get(_MERGES, b"")
+        said = {n: read_json_object(place / n, ModelError, self._files[n]) for n in SETTINGS if n in self._files}
+        self.chat_template = _template(self._files, said)
+        if name == JSON_FILE:
             spec = json.loads(_library(file, data).to_str())  # with nothing left out
             marked = {token["content"] for token in spec["added_tokens"] if token["special"]}
             vocabulary = dict(spec["model"]["vocab"])  # of a table, or a unigram model's list of pairs with scores
-            roles = _role_tokens(said, marked or vocabulary)
-        elif file.name == BPE_FILE:
+            roles = _role_tokens([*said.values()], marked or vocabulary)
+        elif name == BPE_FILE:
             pieces, marked = list(read_json_object(file, ModelError)), set[str]()
-            roles, spec = _role_tokens(said, pieces), _byte_bpe_spec(file, self._files.get(_MERGES))
+            roles, spec = _role_tokens([*said.values()], pieces), _byte_bpe_spec(file, self._files.get(_MERGES))
         else:
             pieces, marked = _lines(file, data), set[str]()
-            roles = _role_tokens(said, pieces)
-            spec = _wordpiece_spec(pieces, roles, said[0] if _SETTINGS[0] in self._files else {})
+            roles = _role_tokens([*said.values()], pieces)
+            spec = _wordpiece_spec(pieces, roles, said.get(SETTINGS[0], {}))
         self.hash = hashlib.sha256(data + json.dumps([roles, spec["normalizer"]]).encode()).hexdigest()
         special = marked.union(roles.values())
         self._library = _library(file, json.dumps(_reserved(spec, special, self.hash)).encode())
@@ -58,7 +62,7 @@ class PublishedTokenizer(Tokenizer):
         ids: dict[str, int] = {piece.removesuffix(self.hash): token for piece, token in found.items()}
         for role, spelling in roles.items():
             if spelling not in ids:
-                where = " or ".join(_SETTINGS)
+                where = " or ".join(SETTINGS)
                 raise ModelError(f"{file}: lacks {spelling!r}, the folder's {role}_token; correct {where}")
         by_role = [ids[roles[role]] if role in roles else None for role in ROLES]
         self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.cls_id, self.sep_id, self.mask_id = by_role
@@ -90,6 +94,11 @@ class PublishedTokenizer(Tokenizer):
         utf8(text)
         return list(self._library.encode(text, add_special_tokens=False).ids)
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text, and where in it each begins."""
+        found = self._library.encode(text, add_special_tokens=False)
+        return list(found.ids), [start for start, _ in found.offsets]
+
     def encode_batch(self, texts: Sequence[str], *, threads: int) -> list[np.ndarray]:
         """The ids of each text as an int32 array; `threads` is unused, the library reads RAYON_NUM_THREADS."""
         for text in texts:
@@ -108,6 +117,23 @@ class PublishedTokenizer(Tokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self._files.items():
             (folder / name).write_bytes(data)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    """A folder's files, by name: those of the first form that it has, and settings."""
+    first = next(name for name in FILES if (folder / name).is_file())
+    names = (BPE_FILE, _MERGES) if first == BPE_FILE else (JSON_FILE, VOCAB_FILE)
+    return {n: (folder / n).read_bytes() for n in (*names, *SETTINGS, _TEMPLATE) if (folder / n).is_file()}
+
+
+def _template(files: Mapping[str, bytes], said: Mapping[str, dict[str, Any]]) -> str | None:
+    """How a conversation is written down, in Jinja: its own file, or a setting; of several the one named default."""
+    if _TEMPLATE in files:
+        return files[_TEMPLATE].decode(errors="replace")
+    given = said.get(SETTINGS[0], {}).get("chat_template")
+    if isinstance(given, list):
+        given = next((one.get("template") for one in given if one.get("name") == "default"), None)
+    return given if isinstance(given, str) else None
 
 
 def _role_tokens(said: list[dict[str, Any]], known: Iterable[str]) -> dict[str, str]:

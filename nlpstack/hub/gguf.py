@@ -1,0 +1,165 @@
+"""A GGUF file, llama.cpp's one-file form of a model: its metadata as a config.json and a tokenizer, and its tensors."""
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlpstack.errors import ModelError
+from nlpstack.hub.families import FAMILIES, Json
+from nlpstack.tokenizer.gguf import gguf_files
+from nlpstack.tokenizer.published import PublishedTokenizer
+
+SUFFIX = ".gguf"
+_MEND = "get the file again, or the model as a folder"
+_NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}  # struct's letter of each type of value
+_TEXT, _LIST = 8, 9
+_PLAIN = {"F32": np.float32, "F16": np.float16}
+_AT_ONCE = 2**20  # values that are dequantised at a time, so that no large tensor is held twice
+
+
+class GGUF:
+    """What hub.weights.Weights tells of a folder, of a file: its tensors by their family's names, dequantised."""
+
+    fresh = True  # a tensor that is read has memory of its own
+
+    def __init__(self, file: Path) -> None:
+        """Read all but the tensors' values; ModelError if the file is not whole, or no model that the core can be."""
+        try:
+            import gguf
+        except ImportError as error:
+            raise ModelError(f"{file}: opening it needs `gguf`; pip install 'nlpstack[gguf]'") from error
+        self.source, self._at, self._library = file, 0, gguf
+        with open(file, "rb") as opened:
+            self._data: Any = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if file.stat().st_size else b""
+        if self._take(4) != b"GGUF" or self._number("I") not in (2, 3):
+            raise ModelError(f"{file}: is no GGUF file of version 2 or 3; {_MEND}")
+        n_tensors, n_values = self._number("Q"), self._number("Q")
+        self.said = {self._text(): self._value(self._number("I")) for _ in range(n_values)}
+        stored = {self._text(): self._form() for _ in range(n_tensors)}
+        alignment = self.said.get("general.alignment", 32)
+        start = -(-self._at // alignment) * alignment if type(alignment) is int and alignment > 0 else self._at
+        self._stored = {name: (size, kind, start + offset) for name, (size, kind, offset) in stored.items()}
+        self.architecture = str(self.said.get("general.architecture"))
+        there = ", ".join(name for name, family in FAMILIES.items() if family.gguf)
+        if self.architecture not in there.split(", "):
+            raise ModelError(f"{file}: the architecture {self.architecture!r} is not supported; there are {there}")
+        theirs = self._family_names(self.said.get(f"{self.architecture}.block_count"))
+        self._names = {theirs.get(name, name): name for name in stored}
+        self.sizes = {name: self._size(name) for name in self._names}
+        self.kinds = {name: "F16" if self._kind(name) == "F16" else "F32" for name in self._names}
+
+    def _take(self, n: int) -> bytes:
+        if n > len(self._data) - self._at:
+            raise ModelError(f"{self.source}: ends within its header, or says of a part that it is longer; {_MEND}")
+        self._at += n
+        return bytes(self._data[self._at - n : self._at])
+
+    def _number(self, letter: str) -> Any:
+        return struct.unpack(f"<{letter}", self._take(struct.calcsize(f"<{letter}")))[0]
+
+    def _text(self) -> str:
+        return self._take(self._number("Q")).decode(errors="replace")
+
+    def _value(self, kind: int) -> Any:
+        if kind == _TEXT:
+            return self._text()
+        if kind in _NUMBERS:
+            value = self._number(_NUMBERS[kind])
+            return float(str(np.float32(value))) if _NUMBERS[kind] == "f" else value  # 1e-05, not 9.9999997e-06
+        inner, n = (self._number("I"), self._number("Q")) if kind == _LIST else (kind, 0)
+        if inner == _TEXT:
+            return [self._text() for _ in range(n)]
+        if inner not in _NUMBERS:
+            raise ModelError(f"{self.source}: holds a value of an unknown type ({inner}); {_MEND}")
+        return np.frombuffer(self._take(n * struct.calcsize(f"<{_NUMBERS[inner]}")), f"<{_NUMBERS[inner]}").tolist()
+
+    def _form(self) -> tuple[list[int], str, int]:
+        """A tensor's size, the name of its type and the place of its first byte behind the header."""
+        size = [self._number("Q") for _ in range(self._number("I"))][::-1]
+        kind, offset = self._number("I"), self._number("Q")
+        if kind not in [*self._library.GGMLQuantizationType]:
+            raise ModelError(f"{self.source}: holds a tensor of an unknown type ({kind}); {_MEND}")
+        return size, str(self._library.GGMLQuantizationType(kind).name), offset
+
+    def _family_names(self, n_blocks: object) -> dict[str, str]:
+        """Names of tensors in the file -> those of the family."""
+        if type(n_blocks) is not int or n_blocks > len(self._stored):
+            fault = f"has {len(self._stored):,} tensors, too few for a block_count of {n_blocks}"
+            raise ModelError(f"{self.source}: {fault}; {_MEND}")
+        known = self._library.get_tensor_name_map(self._library.MODEL_ARCH[self.architecture.upper()], n_blocks)
+        modules = [m for m in FAMILIES[self.architecture].modules if ".N." not in m]
+        inner = [m for m in FAMILIES[self.architecture].modules if ".N." in m]
+        modules += [module.replace(".N.", f".{number}.") for module in inner for number in range(n_blocks)]
+        return {f"{known.get_name(m)}.{part}": f"{m}.{part}" for m in modules for part in ("weight", "bias")}
+
+    def _kind(self, name: str) -> str:
+        return self._stored[self._names[name]][1]
+
+    def _lies_transposed(self, name: str) -> bool:
+        module, _, part = name.rpartition(".")
+        return part == "weight" and module.rpartition(".")[2] in FAMILIES[self.architecture].transposed
+
+    def _size(self, name: str) -> list[int]:
+        """A tensor's size as the family has it; ModelError if the file does not hold all of it."""
+        size, kind, start = self._stored[self._names[name]]
+        values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
+        if not size or size[-1] % values or start + np.prod(size, dtype=object) // values * n_bytes > len(self._data):
+            raise ModelError(f"{self.source}: {name} {size} is cut off, or has a size it cannot have; {_MEND}")
+        return size[::-1] if self._lies_transposed(name) else size
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, dequantised to fp32 unless it is in fp16; ModelError for a kind that `gguf` cannot dequantise."""
+        size, kind, start = self._stored[self._names[name]]
+        form = self._library.GGMLQuantizationType[kind]
+        values, n_bytes = self._library.GGML_QUANT_SIZES[form]
+        n_rows, row = int(np.prod(size[:-1])), size[-1] // values * n_bytes
+        data = np.frombuffer(self._data, np.uint8, n_rows * row, start).reshape(n_rows, row)
+        out = np.empty((n_rows, size[-1]), _PLAIN.get(kind, np.float32))
+        step = max(1, _AT_ONCE // size[-1])
+        for first in range(0, n_rows, step):
+            rows = data[first : first + step]
+            try:
+                out[first : first + step] = (
+                    rows.view(_PLAIN[kind]) if kind in _PLAIN else self._library.dequantize(rows, form)
+                )
+            except NotImplementedError as error:
+                raise ModelError(f"{self.source}: {name} is stored as {kind}, which `gguf` cannot read") from error
+        if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            # The two rows that a rotation turns together are neighbours here; in a folder they are half a head apart.
+            grouped = self.said.get("llama.attention.head_count_kv") if name.endswith("k_proj.weight") else None
+            n_heads = grouped or self.said["llama.attention.head_count"]
+            out = out.reshape(n_heads, -1, 2, size[-1]).swapaxes(1, 2).reshape(size)
+        tensor = torch.from_numpy(out.reshape(size))
+        return tensor.T if self._lies_transposed(name) else tensor
+
+    def config(self) -> Json:
+        """What a config.json would say; ModelError for what the file asks and the core cannot do."""
+        head, words = self._stored.get("output.weight"), self._stored.get("token_embd.weight", ([0], "", 0))
+        tied = head is None or (head[:2] == words[:2] and self._bytes(head) == self._bytes(words))
+        values: Json = {"model_type": self.architecture, "vocab_size": words[0][0], "tie_word_embeddings": tied}
+        prefix, rope = f"{self.architecture}.", dict[str, Any]()
+        for said, value in self.said.items():
+            key = FAMILIES[self.architecture].gguf.get(said.removeprefix(prefix))
+            if key and values.setdefault(key, value) != value:
+                raise ModelError(f"{self.source}: {said}={value!r}, but {key} is {values[key]!r}; {_MEND}")
+            if said.startswith(f"{prefix}rope.scaling."):
+                rope[said.removeprefix(f"{prefix}rope.scaling.")] = value
+            elif not key and said.startswith(prefix) and value and said != f"{prefix}vocab_size":
+                raise ModelError(f"{self.source}: {said}={value!r:.80} is not supported")
+        if rope.get("type", "none") != "none":
+            values["rope_scaling"] = rope
+        return values
+
+    def tokenizer(self) -> PublishedTokenizer:
+        """The file's tokenizer; raises ModelError for a kind that is not known."""
+        return PublishedTokenizer(self.source, gguf_files(self.said, self.source))
+
+    def _bytes(self, stored: tuple[list[int], str, int]) -> bytes:
+        size, kind, start = stored
+        values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
+        return bytes(self._data[start : start + np.prod(size, dtype=object) // values * n_bytes])

@@ -1,0 +1,54 @@
+"""Weights that torch.save wrote: pickles, opened for `nlpstack convert` alone, by torch's reader of plain tensors."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nlpstack.errors import ModelError
+from nlpstack.files import read_json_object
+from nlpstack.hub.weights import PICKLES, READABLE
+
+_WHOLE, _INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class Pickled:
+    """What hub.weights.Weights tells of a folder, of one with .bin or .pt files: no code in them is run."""
+
+    fresh = False  # the tensors stay with the files
+
+    def __init__(self, place: Path) -> None:
+        """Read a file, or those of a folder; ModelError if they are not there or hold anything but tensors."""
+        files = [place] if place.is_file() else self._of_folder(place)
+        self.source, self._tensors = files[0], dict[str, Tensor]()
+        for file in files:
+            try:
+                found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            except Exception as error:  # torch's own errors, and any that a damaged pickle raises
+                fault = str(error).strip().partition("\n")[0]
+                raise ModelError(
+                    f"{file}: holds more than tensors, or is damaged, so it is not opened ({fault})"
+                ) from error
+            found = found.get("state_dict", found) if isinstance(found, dict) else found
+            if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
+                raise ModelError(f"{file}: holds no table of tensors by name; save the model's state_dict")
+            self._tensors |= found
+        self.sizes = {str(name): list(tensor.shape) for name, tensor in self._tensors.items()}
+        names = {dtype: name for name, dtype in READABLE.items()}
+        self.kinds = {name: names.get(self._tensors[name].dtype, str(self._tensors[name].dtype)) for name in self.sizes}
+
+    def _of_folder(self, folder: Path) -> list[Path]:
+        """The file of a folder, or those that its index names."""
+        names = [_WHOLE]
+        if not (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
+            shards = read_json_object(folder / _INDEX, ModelError).get("weight_map")
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else names
+        for name in names:
+            if name != Path(name).name or not name.endswith(tuple(PICKLES)) or not (folder / name).is_file():
+                raise ModelError(f"{folder}: has no file of weights {name} to convert")
+        return [folder / name for name in names]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, mapped if the file can be."""
+        return self._tensors[name]

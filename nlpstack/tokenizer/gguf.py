@@ -1,0 +1,81 @@
+"""The tokenizer that a GGUF file's metadata stands for, as the files of a published folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nlpstack.errors import ModelError
+from nlpstack.tokenizer.base import SPACE
+from nlpstack.tokenizer.published import JSON_FILE, SETTINGS
+
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens that no merge makes
+_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as tokenizer_config.json and GGUF call them
+_LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+# How text is cut into words, whose bytes are then merged, by the file's name for it (tokenizer.ggml.pre); GPT-2's words
+# are what the step after these makes.
+_WORDS: dict[str, list[dict[str, Any]]] = {
+    "default": [],
+    "gpt-2": [],
+    "smollm": [{"type": "Digits", "individual_digits": True}],
+    "llama-bpe": [{"type": "Split", "pattern": {"Regex": _LLAMA3_WORDS}, "behavior": "Isolated", "invert": False}],
+}
+
+
+def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
+    """The tokenizer.json and tokenizer_config.json; ModelError for a tokenizer of a kind that is not known."""
+    said = {
+        key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.")
+    }
+    model, pieces, scores = said.get("model"), said.get("tokens"), said.get("scores") or []
+    if model not in ("gpt2", "llama"):
+        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; there are gpt2, llama")
+    merges = [merge.split(" ") for merge in said.get("merges") or []]
+    if not pieces or (model == "llama" and not merges and len(scores) != len(pieces)):
+        raise ModelError(f"{source}: lacks tokenizer.ggml.tokens, or as many scores; get the file again")
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    added = [
+        {"id": number, "content": pieces[number], "special": kind == _CONTROL, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for number, kind in enumerate(said.get("token_type", [])[: len(pieces)])
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    spec: dict[str, Any] = {"version": "1.0", "added_tokens": added, "normalizer": None}
+    spec |= {"post_processor": None, "truncation": None, "padding": None}
+    if model == "gpt2":
+        cut = said.get("pre", "gpt-2" if metadata.get("general.architecture") == "gpt2" else None)
+        if cut not in _WORDS:
+            there = ", ".join(_WORDS)
+            raise ModelError(f"{source}: tokenizer.ggml.pre={cut!r} is not supported; there are {there}")
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": cut != "llama-bpe"}
+        spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*_WORDS[cut], level]}
+        spec["decoder"] = level
+        settings: dict[str, Any] = {"ignore_merges": cut == "llama-bpe"}
+    else:
+        merges = merges or _merges(vocabulary, scores)
+        first = "first" if said.get("add_space_prefix", True) else "never"
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": first, "split": False}
+        steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
+        steps += [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": int(first == "first"), "stop": 0}]
+        spec["decoder"] = {"type": "Sequence", "decoders": steps}
+        settings = {"byte_fallback": True, "fuse_unk": True}
+    ids = {f"{ours}_token": said.get(f"{theirs}_token_id") for ours, theirs in _ROLES.items()}
+    config = {role: pieces[number] for role, number in ids.items() if number is not None and number < len(pieces)}
+    settings["unk_token"] = config.get("unk_token")
+    spec["model"] = {"type": "BPE", "vocab": vocabulary, "merges": merges, **settings}
+    if template := said.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    return {JSON_FILE: json.dumps(spec).encode(), SETTINGS[0]: json.dumps(config, indent=2).encode()}
+
+
+def _merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:
+    """The merges that a SentencePiece vocabulary implies: each way to make a piece of two, the best pieces first."""
+    found = []
+    for piece, number in vocabulary.items():
+        pairs = ([piece[:at], piece[at:]] for at in range(1, len(piece)))
+        ways = sorted((vocabulary[a], vocabulary[b], [a, b]) for a, b in pairs if a in vocabulary and b in vocabulary)
+        found += [(-scores[number], pair) for *_, pair in ways]
+    return [pair for _, pair in sorted(found, key=lambda one: one[0])]
