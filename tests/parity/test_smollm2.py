@@ -7,10 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from nlpstack.data.readers import mute, text_lines
-from nlpstack.decode import Sampling, decode
 from nlpstack.hub import load_model
-from nlpstack.tokenizer.chat import Chat
 
 pytestmark = pytest.mark.slow
 NEW_TOKENS = 24
