@@ -43,12 +43,14 @@ def rows() -> list[Row]:
 
 def table() -> str:
     """The rows in Markdown."""
-    lines = ["| family | heads | class of `transformers` | read | written | adapter (`task_type`) |", "|---" * 6 + "|"]
+    titles = "family | heads | class of `transformers` | read | from GGUF | written | adapter (`task_type`)"
+    lines = [f"| {titles} |", "|---" * 7 + "|"]
     for row in rows():
         heads = ", ".join(HEADS[head] for head in row.heads) or ("next token" if row.causal else "none")
         written = "yes" if row.of_theirs else "yes; the class leaves the pooler"
         adapter = f"both ways (`{row.adapter}`)" if row.adapter else "both ways"
-        lines.append(f"| `{row.family}` | {heads} | `{row.architecture}` | yes | {written} | {adapter} |")
+        gguf = "yes" if FAMILIES[row.family].gguf else ""
+        lines.append(f"| `{row.family}` | {heads} | `{row.architecture}` | yes | {gguf} | {written} | {adapter} |")
     return "\n".join(lines)
 
 

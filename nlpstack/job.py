@@ -21,9 +21,9 @@ from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
-from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.hub.card import license_of, model_card, shape_facts
 from nlpstack.memory import describe_memory, estimate_memory
-from nlpstack.metrics import Metric, compute
+from nlpstack.metrics import Metric, Score, compute
 from nlpstack.model import LanguageModel
 from nlpstack.model.kernels import faster_in_training
 from nlpstack.model.losses import loss_chunk
@@ -226,16 +226,21 @@ class Job:
         }
         return {name: table for name, table in tables.items() if any(table.values())}
 
-    def _write_model(self, trainer: Trainer, material: Material) -> None:
+    def _write_model(self, trainer: Trainer, material: Material, scores: Mapping[str, Score] | None = None) -> None:
         state = trainer.state
+        val = {name: f"{value:.4f}" for name, value in state.val.items()}
+        for name, one in (scores or {}).items():
+            val[name] = f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
         facts = {
             **shape_facts(trainer.model),
             "run": self.run.name,
             "data": ", ".join(self.config.data.paths),
+            "training examples": material.order.n_examples,
             **({"task": name, "base": material.start} if (name := self.config.task.name) else {}),
+            "license": license_of(Path(material.start)) if material.start else None,
             "steps": f"{state.step:,} of {trainer.choices.steps:,}",
             "tokens seen": f"{state.tokens:,}",
-            **{f"val {name}": f"{value:.4f}" for name, value in state.val.items()},
+            "scores on the validation part, with 95 % intervals" if scores else "scores on the validation part": val,
         }
         save_model(trainer.model, self.folder.model, card=model_card(facts))
 
@@ -248,9 +253,9 @@ class Job:
             raise TrainingError(f"weights that do not train have changed (SHA-256 {now}); this is a fault of nlpstack")
         if n_frozen := sum(not parameter.requires_grad for parameter in model.parameters()):
             self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
-        self._write_model(trainer, material)
         config = replace(self.config.eval, new_tokens=0)
         scores = evaluate(model, task, material.val, config, dtype=trainer.choices.dtype)
+        self._write_model(trainer, material, scores)
         result = RunResult(
             out=str(folder.path),
             model=str(folder.model),

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nlpstack.hub.families import FAMILIES, family_of, model_heads
+from nlpstack.hub.gguf import GGUF
 from nlpstack.model import BERT, LanguageModel
 
+CARD = "README.md"
 _FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own
 _WORDS = tomllib.loads(Path(__file__).with_name("card.toml").read_text("utf-8"))
 
@@ -27,6 +29,16 @@ def shape_facts(model: LanguageModel) -> dict[str, object]:
         "context": f"{config.max_seq_len:,} tokens",
         "vocabulary": config.vocab_size,
     }
+
+
+def license_of(folder: Path) -> str | None:
+    """The licence that the front of a model folder's README.md names, or a GGUF file; None if none is named."""
+    if folder.is_file():
+        return str(GGUF(folder).said.get("general.license") or "") or None
+    page = next((one for place in (folder, folder / "model") if (one := place / CARD).is_file()), None)
+    front = re.match(r"---\n(.*?)\n---", page.read_text("utf-8", errors="replace"), re.DOTALL) if page else None
+    named = re.search(r"^license: *(\S.*)$", front[1], re.MULTILINE) if front else None
+    return named[1].strip("\"' ") if named else None
 
 
 def model_card(facts: Mapping[str, object]) -> str:

@@ -15,7 +15,7 @@ from nlpstack.errors import ModelError, NlpstackError, did_you_mean
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
-from nlpstack.hub.card import model_card, shape_facts
+from nlpstack.hub.card import CARD, model_card, shape_facts
 from nlpstack.hub.gguf import GGUF, SUFFIX
 from nlpstack.hub.pickled import Pickled
 from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
@@ -26,7 +26,6 @@ from nlpstack.tokenizer import Tokenizer, load_tokenizer
 T = TypeVar("T")
 
 CONFIG = "config.json"
-CARD = "README.md"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt", "vocab.json")  # any of these: there is a tokenizer
 _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # of our format and the families'
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
