@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlpstack.errors import ConfigError
-from nlpstack.hub import load_model, save_model
+from nlpstack.hub import load_model, model_card, save_model, shape_facts
+from nlpstack.hub.card import license_of
 from nlpstack.hub.folder import CONFIG, read_folder
 from nlpstack.hub.gguf import SUFFIX
 from nlpstack.hub.pickled import Pickled
@@ -32,6 +33,7 @@ def convert(source: str | Path, out: str | Path) -> ConvertResult:
     whole = any((place / name).is_file() for name in (WEIGHTS, INDEX))
     pickled = place.suffix in PICKLES or ((place / CONFIG).is_file() and not whole)
     model = read_folder(place if place.is_dir() else place.parent, Pickled(place)) if pickled else load_model(place)
-    save_model(model, out)
+    facts = {**shape_facts(model), "converted from": place.name, "license": license_of(place)}
+    save_model(model, out, card=model_card(facts))
     form = "pickled weights" if pickled else "a GGUF file" if place.suffix == SUFFIX else "a model folder"
     return ConvertResult(out=str(out), parameters=sum(one.numel() for one in model.parameters()), form=form)

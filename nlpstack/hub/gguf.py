@@ -134,6 +134,7 @@ class GGUF:
             grouped = self.said.get("llama.attention.head_count_kv") if name.endswith("k_proj.weight") else None
             n_heads = grouped or self.said["llama.attention.head_count"]
             out = out.reshape(n_heads, -1, 2, size[-1]).swapaxes(1, 2).reshape(size)
+        self._data.madvise(mmap.MADV_DONTNEED)  # what was read of the file takes no memory
         tensor = torch.from_numpy(out.reshape(size))
         return tensor.T if self._lies_transposed(name) else tensor
 
