@@ -50,6 +50,8 @@ def generate(
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
+    if not all(isinstance(one, str) or (one and all(map(_is_message, one))) for one in prompts):
+        raise ConfigError("prompts: a conversation is a list of pairs (role, content), at least one, all of them texts")
     where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
     with session(threads=threads):
         ready, name = open_model(model, **where)
@@ -57,7 +59,9 @@ def generate(
             fault = "a BERT, an encoder that sees both sides of a token, so it cannot go on from a text"
             raise ModelError(f"{name}: {fault}; see 'nlpstack fill-mask' and 'nlpstack embed', or give a GPT")
         frame(ready, name)  # it has a tokenizer
-        given = [prompt if isinstance(prompt, str) else _as_tokens(ready, name, prompt) for prompt in prompts]
+        talks = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        begun = iter(Chat(ready.tokenizer, name).prompts(talks) if talks else ())
+        given = [prompt if isinstance(prompt, str) else (prompt[-1][1], next(begun)) for prompt in prompts]
         target = ready.unembedding.device if device == "auto" else resolve_device(device)
         wanted = DTYPES[dtype]
         if not all(
@@ -70,9 +74,8 @@ def generate(
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
 
 
-def _as_tokens(model: GPT, name: str, messages: Sequence[Message]) -> tuple[str, list[int]]:
-    """What was said last, and the tokens of the whole conversation."""
-    return messages[-1][1], Chat(model.tokenizer, name).prompts([messages])[0]
+def _is_message(turn: object) -> bool:
+    return isinstance(turn, tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)
 
 
 def default_prompts(path: str | Path) -> list[str]:

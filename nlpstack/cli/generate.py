@@ -2,8 +2,10 @@
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,7 +82,8 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, cha
         return _converse(model, sampling, given)
     texts, source = _prompts(model, prompts, file)
     stream = len(texts) == sampling.samples == 1 and not given["as_json"] and sys.stdout.isatty()
-    unshown = iter(texts)  # when streaming: the prompt, until its first text comes
+    end = "\n" * chat
+    unshown = iter([text + end for text in texts])  # when streaming: the prompt, until its first text comes
 
     def show(text: str) -> None:
         click.echo(next(unshown, "") + text, nl=False)
@@ -88,7 +91,7 @@ def generate_command(model: str, prompts: tuple[str, ...], file: str | None, cha
     where = shared.arguments(given, "batch_size", "dtype")
     asked = [[("user", text)] for text in texts] if chat else texts
     result = generate(model, asked, sampling, on_text=show if stream else None, **where)
-    plain = next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling)
+    plain = next(unshown, "") + _logprob_lines(result.generations[0]) if stream else _as_text(result, sampling, end)
     shared.echo([_entry(one, sampling) for one in result.generations], plain, as_json=given["as_json"])
     if not given["quiet"]:
         click.echo(_report(result, sampling, chosen, f"{len(texts)} ({source})"), err=True)
@@ -98,30 +101,41 @@ def _converse(model: str, sampling: "Sampling", given: dict[str, Any]) -> None:
     """Answer standard input line by line; what no longer fits the context is forgotten, and that is said."""
     from nlpstack.generate import generate
     from nlpstack.start import open_model
+    from nlpstack.tokenizer.chat import ASSISTANT, Chat
 
-    ready, _ = open_model(model, device=given["device"] or "auto", dtype=given["dtype"])
+    if sampling.samples > 1:
+        raise ConfigError(f"--samples {sampling.samples}: a conversation goes on with one text; leave it out")
+    ready, name = open_model(model, device=given["device"] or "auto", dtype=given["dtype"])
+    Chat(ready.tokenizer, name)  # it has a template
+    how = {"threads": given["threads"], "dtype": given["dtype"]}
+    show: Callable[[str], None] | None = None if given["as_json"] else partial(click.echo, nl=False)
     said: list[tuple[str, str]] = []
-    lines = click.get_text_stream("stdin")
-    show = None if given["as_json"] or sampling.samples > 1 else partial(click.echo, nl=False)
-    while True:
-        click.echo("> " * lines.isatty(), nl=False, err=True)
-        if not (line := lines.readline()):
-            return
-        if not line.strip():
-            continue
-        said.append(("user", line.strip()))
-        while True:
+    for line in _lines():
+        said.append(("user", line))
+        for forgotten in count():
             try:
-                result = generate(ready, [said], sampling, threads=given["threads"], dtype=given["dtype"], on_text=show)
+                (one,) = generate(ready, [said], sampling, on_text=show, **how).generations
                 break
             except DataError:
                 if len(said) < 3:
                     raise
+                if not forgotten:
+                    click.echo("(the conversation is longer than the context: its first turns are left out)", err=True)
                 del said[:2]
-                click.echo("(the conversation is longer than the context: its first turns are left out)", err=True)
-        one = result.generations[0]
-        shared.echo(_entry(one, sampling), "" if show else one.text, as_json=given["as_json"])
-        said.append(("assistant", one.text.strip()))
+        shared.echo(_entry(one, sampling), _logprob_lines(one), as_json=given["as_json"])
+        said.append((ASSISTANT, one.text.strip()))
+
+
+def _lines() -> Iterator[str]:
+    """Those of standard input that are not empty; in a terminal a mark asks for each."""
+    from nlpstack.prepare import decode_utf8
+
+    while True:
+        click.echo("> " * sys.stdin.isatty(), nl=False, err=True)
+        if not (line := sys.stdin.buffer.readline()):
+            return
+        if text := decode_utf8(line, "standard input").strip():
+            yield text
 
 
 def make_sampling(given: dict[str, Any]) -> tuple["Sampling", set[str]]:
@@ -188,8 +202,8 @@ def _entry(one: "Generation", sampling: "Sampling") -> dict[str, object]:
     return entry
 
 
-def _as_text(result: "GenerationResult", sampling: "Sampling") -> str:
-    """Each text behind its prompt; several of one prompt under headings."""
+def _as_text(result: "GenerationResult", sampling: "Sampling", end: str) -> str:
+    """Each text behind its prompt and this `end`; several of one prompt under headings."""
     lines = []
     for n, one in enumerate(result.generations):
         if sampling.samples > 1:
@@ -197,7 +211,7 @@ def _as_text(result: "GenerationResult", sampling: "Sampling") -> str:
             lines.append(f"--- prompt {n // sampling.samples + 1}, text {one.sample + 1}{score}")
         elif n:
             lines.append("---")
-        lines.append(one.prompt + one.text + _logprob_lines(one))
+        lines.append(one.prompt + end + one.text + _logprob_lines(one))
     return "\n".join(lines)
 
 

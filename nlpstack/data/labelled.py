@@ -240,8 +240,10 @@ def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[Promp
 
 def prompt_of(where: str, row: dict[str, Any], *, labelled: bool) -> PromptExample:
     """The example of a row, as `read_prompts` has it."""
+    messages: tuple[tuple[str, str], ...] = ()
     if "messages" in row:
-        row |= _unrolled(where, row["messages"], labelled)
+        messages, unrolled = _unrolled(where, row["messages"], labelled)
+        row |= unrolled
     prompt = text_field(where, row, "source" if "source" in row and "prompt" not in row else "prompt")
     name = next((name for name in ("completion", "target") if name in row), None)
     given = "references" in row
@@ -249,10 +251,11 @@ def prompt_of(where: str, row: dict[str, Any], *, labelled: bool) -> PromptExamp
         raise DataError(f"{where}: needs 'completion' (or 'target'), 'references' or 'messages'")
     completion = text_field(where, row, name) if name else None
     references = text_field(where, row, "references", many=True) if given else (completion,) if completion else ()
-    return PromptExample(where, prompt, completion, references, row.get("turns", ()))
+    return PromptExample(where, prompt, completion, references, messages)
 
 
-def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, Any]:
+def _unrolled(where: str, messages: Any, labelled: bool) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+    """The turns of a conversation, and the fields of a row that say the same."""
     turns = messages if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages) else []
     texts = [(text_field(where, turn, "role"), text_field(where, turn, "content")) for turn in turns]
     answer = [content for role, content in texts[-1:] if role == "assistant"]
@@ -260,7 +263,7 @@ def _unrolled(where: str, messages: Any, labelled: bool) -> dict[str, Any]:
     if not before or (labelled and not answer):
         raise DataError(f"{where}: 'messages' must be a list of objects, the last the assistant's, others before it")
     prompt = "\n".join([*(f"{role}: {content}" for role, content in before), "assistant:"])
-    return {"prompt": prompt, "turns": tuple(texts), **({"completion": answer[0]} if answer else {})}
+    return tuple(texts), {"prompt": prompt, **({"completion": answer[0]} if answer else {})}
 
 
 def text_field(where: str, row: dict[str, Any], name: str, *, many: bool = False) -> Any:

@@ -104,13 +104,15 @@ class Generation(Task):
 
     def _tokens(self, examples: Sequence[PromptExample]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Each example's tokens (T,), which of them count, bool (T,), and how many before those may be left out."""
-        talks = iter(self.chat.rows([one.messages for one in examples if one.messages]) if self.chat else ())
-        plain = [one for one in examples if not (self.chat and one.messages)]
+        talks = [one for one in examples if self._is_talk(one)]
+        places = [one.where for one in talks]
+        told = iter(self.chat.rows([one.messages for one in talks], places) if talks else ())
+        plain = [one for one in examples if not self._is_talk(one)]
         texts = [[one.prompt + SEPARATOR for one in plain], [_answers(one)[-1] for one in plain]]
         pairs = zip(*(self.tokenizer.encode_batch(one, threads=torch.get_num_threads()) for one in texts), strict=True)
         for example in examples:
-            if self.chat and example.messages:
-                yield *next(talks), 0
+            if self._is_talk(example):
+                yield *next(told), 0
                 continue
             prompt, answer = next(pairs)
             parts: list[Any] = [self.frame.cls, prompt, answer, [self.tokenizer.eos_id]]
@@ -118,9 +120,13 @@ class Generation(Task):
             yield tokens, np.arange(len(tokens)) >= len(tokens) - len(answer) - 1, len(prompt)
 
     @cached_property
-    def chat(self) -> Chat | None:
-        """How conversations are written down; None if the tokenizer does not say, and they are prompts as any other."""
-        return Chat(self.tokenizer, "the model") if self.tokenizer.chat_template else None
+    def chat(self) -> Chat:
+        """How conversations are written down, where the tokenizer says it."""
+        return Chat(self.tokenizer, "the model")
+
+    def _is_talk(self, example: PromptExample) -> bool:
+        """Is it a conversation for the chat template; without one it is a prompt as any other."""
+        return bool(example.messages and self.tokenizer.chat_template)
 
     def _batch_labels(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], dict[str, int]]:
         labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
@@ -157,7 +163,8 @@ class Generation(Task):
         hidden = model.transformer(batch.batch.tokens)
         nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk, ranked=False)
         for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
-            text = "\n".join(_answers(batch.examples[row.example], whole=self.chat is not None))
+            example = batch.examples[row.example]
+            text = "\n".join(_answers(example, whole=self._is_talk(example)))
             whole, n_bytes = (len(text.split()), row.labels[1]), len(text.encode())
             metric.completions.update(row.example, total, row.labels[1], n_bytes, whole)
 
@@ -170,12 +177,13 @@ class Generation(Task):
     def write(self, model: nn.Module, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
         """What the model writes after each example's prompt, or next in its conversation."""
         assert isinstance(model, GPT)
-        talks = [_before_last(one.messages) for one in examples if one.messages]
-        begun = iter(self.chat.prompts(talks) if self.chat else ())
+        talks = [one for one in examples if self._is_talk(one)]
+        places = [one.where for one in talks]
+        begun = iter(self.chat.prompts([_before_last(one.messages) for one in talks], places) if talks else ())
         rows = [
             # The very tokens that training puts before a completion.
             (one.prompt, [*self.frame.cls, *self.tokenizer.encode(one.prompt + SEPARATOR)])
-            if not (self.chat and one.messages)
+            if not self._is_talk(one)
             else (one.prompt, next(begun))
             for one in examples
         ]
@@ -185,7 +193,7 @@ class Generation(Task):
 
 def _answers(example: PromptExample, *, whole: bool = False) -> tuple[str, ...]:
     """The completion, or else the first reference; of a `whole` conversation all that the assistant says."""
-    if whole and example.messages:
+    if whole:
         return tuple(text for role, text in example.messages if role == ASSISTANT)
     return (example.references[0] if example.completion is None else example.completion,)
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from nlpstack.errors import ModelError
-from nlpstack.tokenizer.base import ROLES, Tokenizer
+from nlpstack.tokenizer.base import Tokenizer, utf8
 from nlpstack.tokenizer.published import PublishedTokenizer
 
 ASSISTANT = "assistant"
 Message = tuple[str, str]  # role ("system", "user", "assistant") and content
-_SECONDS, _A_SECOND = 10, 1000  # how long templates may take: for what there is always, and conversations more a second
-_NO_CHARACTERS = map(chr, range(0xFDD0, 0xFDF0))  # code points that stand for nothing, ever
+SECONDS = 20  # how long a template may take for so many texts:
+_AT_ONCE = 1000
 
 
 class Chat:
@@ -27,72 +27,92 @@ class Chat:
     def __init__(self, tokenizer: Tokenizer | None, name: str) -> None:
         """Of the tokenizer of a model called `name`; ModelError if it has no template."""
         if not isinstance(tokenizer, PublishedTokenizer) or tokenizer.chat_template is None:
-            raise ModelError(
-                f"{name}: its tokenizer has no chat template; take a model that was made for conversations"
-            )
+            cure = "take a model that was made for conversations"
+            raise ModelError(f"{name}: its tokenizer has no chat template; {cure}")
         if find_spec("jinja2") is None:
             raise ModelError(f"{name}: its chat template needs `jinja2`; pip install 'nlpstack[hf]'")
-        self.tokenizer, self.name = tokenizer, name
-        self._special = re.compile(
-            "|".join(map(re.escape, sorted(map(tokenizer.piece, tokenizer.special_ids), key=len)[::-1]))
-        )
+        self.tokenizer, self.name, self.template = tokenizer, name, tokenizer.chat_template
+        special = sorted(map(tokenizer.piece, tokenizer.special_ids), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
-    def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """The tokens of each conversation, up to where the assistant's next turn begins."""
-        return [self.tokenizer.encode(text) for text in self._texts([(one, True) for one in conversations])]
+    def prompts(self, conversations: Sequence[Sequence[Message]], places: Sequence[str] = ()) -> list[list[int]]:
+        """The tokens of each conversation, up to where the assistant's next turn begins.
 
-    def rows(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        `places` say in errors where each conversation is from.
+        """
+        return [self.tokenizer.encode(text) for text in self._texts([(one, True) for one in conversations], places)]
+
+    def rows(
+        self, conversations: Sequence[Sequence[Message]], places: Sequence[str] = ()
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The tokens (T,) of each conversation, int64, and which are the assistant's and its turns' ends, bool."""
         turns = [[at for at, (role, _) in enumerate(one) if role == ASSISTANT] for one in conversations]
-        told = [(one, at) for one, ats in zip(conversations, turns, strict=True) for at in ats]
-        wanted = [part for one, at in told for part in ((one[:at], True), (one[: at + 1], False))]
-        texts = iter(self._texts(wanted))
+        told = [
+            (n, conversations[n][: at + more], not more) for n, ats in enumerate(turns) for at in ats for more in (0, 1)
+        ]
+        texts = iter(self._texts([one for _, *one in told], [places[n] for n, *_ in told] if places else ()))
         rows = []
-        for ats in turns:
+        for number, ats in enumerate(turns):
             text, spans = "", []
             for _ in ats:
                 before, after = next(texts), next(texts)
                 if not before.startswith(text) or not after.startswith(before):
-                    fault = "its chat template writes earlier turns in another way once later ones follow"
-                    raise ModelError(f"{self.name}: {fault}, so what the assistant said cannot be told apart")
+                    fault = "writes what was said in another way once more follows, so no turn can be told apart"
+                    raise self._fault(fault, places[number : number + 1])
                 text = after.rstrip()
                 spans.append((len(before), len(text)))
-            ids, starts = self.tokenizer.encode_with_starts(text)
-            trained = [any(first <= start < end for first, end in spans) for start in starts]
+            ids, offsets = self.tokenizer.encode_with_offsets(text)
+            trained = [
+                any(start < last and max(end, start + 1) > first for first, last in spans) for start, end in offsets
+            ]
             rows.append((np.array(ids, np.int64), np.array(trained, bool)))
         return rows
 
-    def _texts(self, asked: Sequence[tuple[Sequence[Message], bool]]) -> list[str]:
+    def _fault(self, fault: str, place: Sequence[str]) -> ModelError:
+        shown = "".join(filter(str.isprintable, " ".join(fault.split())))
+        return ModelError(f"{''.join(f'{one}: ' for one in place)}{self.name}: its chat template {shown:.300}")
+
+    def _texts(self, asked: Sequence[Sequence[Any]], places: Sequence[str]) -> list[str]:
         """Conversations as texts, special tokens as the tokenizer's library knows them; True: a turn is begun."""
-        said = "".join(content for messages, _ in asked for _, content in messages)
-        mark = next(one for one in _NO_CHARACTERS if one not in said)
+        said = self.template + "".join(part for messages, _ in asked for message in messages for part in message)
+        utf8(said)
+        # A character that stands nowhere, the first of those that mean nothing, breaks what spells a special token.
+        mark = next(one for one in map(chr, range(0xFDD0, 0x110000)) if one not in said)
 
-        def plain(content: str) -> str:
-            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], content)
+        def plain(text: str) -> str:
+            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
 
-        conversations = [
-            {
-                "messages": [{"role": role, "content": plain(text)} for role, text in told],
-                "add_generation_prompt": begun,
-            }
-            for told, begun in asked
-        ]
-        ids = {role: getattr(self.tokenizer, f"{role}_id") for role in ROLES}
-        tokens = {f"{role}_token": self.tokenizer.piece(one) for role, one in ids.items() if one is not None}
-        texts = self._rendered({"conversations": conversations, "tokens": tokens})
-        suffix = self.tokenizer.hash
+        common: dict[str, Any] = {"tools": None, "documents": None}
+        common |= {f"{role}_token": token for role, token in self.tokenizer.named.items()}
+        texts: list[str] = []
+        for start in range(0, len(asked), _AT_ONCE):
+            conversations = [
+                common
+                | {"messages": [{"role": plain(role), "content": plain(text)} for role, text in told]}
+                | {"add_generation_prompt": begun}
+                for told, begun in asked[start : start + _AT_ONCE]
+            ]
+            texts += self._rendered(conversations, places[start : start + _AT_ONCE])
+        suffix = self.tokenizer.suffix
         return [self._special.sub(lambda found: found[0] + suffix, text).replace(mark, "") for text in texts]
 
-    def _rendered(self, asked: dict[str, Any]) -> list[str]:
+    def _rendered(self, conversations: list[dict[str, Any]], places: Sequence[str]) -> list[str]:
         """What the template makes of them; ModelError if it fails, or does not end."""
         program = [sys.executable, "-P", str(Path(__file__).with_name("render.py"))]
-        sent = json.dumps({"template": self.tokenizer.chat_template, **asked}).encode()
-        seconds = _SECONDS + len(asked["conversations"]) // _A_SECOND
+        sent = json.dumps({"template": self.template, "conversations": conversations}).encode()
         try:
-            done = subprocess.run(program, input=sent, capture_output=True, timeout=seconds, check=False)
+            done = subprocess.run(program, input=sent, capture_output=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ModelError(f"{self.name}: its chat template does not end within {seconds} s") from error
-        if done.returncode:
+            raise self._fault(f"does not end within {SECONDS} s", ()) from error
+        texts: list[str] | None = None
+        try:
+            texts, fault = json.loads(done.stdout)
+            "".join(texts or ()).encode()
+        except UnicodeEncodeError:
+            fault = "it writes lone surrogates, which no text holds"
+        except ValueError:
             fault = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "ended by the system"
-            raise ModelError(f"{self.name}: its chat template fails ({fault:.300})")
-        return list(map(str, json.loads(done.stdout)))
+        if texts is None or fault:
+            at = len(places) if texts is None else len(texts)
+            raise self._fault(f"fails ({fault:.250})", places[at : at + 1])
+        return texts

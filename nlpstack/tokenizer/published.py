@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,11 +56,13 @@ class PublishedTokenizer(Tokenizer):
             spec = _wordpiece_spec(pieces, roles, said.get(SETTINGS[0], {}))
         self.hash = hashlib.sha256(data + json.dumps([roles, spec["normalizer"]]).encode()).hexdigest()
         special = marked.union(roles.values())
-        self._library = _library(file, json.dumps(_reserved(spec, special, self.hash)).encode())
+        self.suffix = secrets.token_hex(32)  # of special tokens in the library: nobody can write one
+        self.named = _role_tokens([*said.values()], ())  # roles whose tokens the settings name
+        self._library = _library(file, json.dumps(_reserved(spec, special, self.suffix)).encode())
         self._library.no_truncation()
         self._library.no_padding()
         found = self._library.get_vocab(with_added_tokens=True)
-        ids: dict[str, int] = {piece.removesuffix(self.hash): token for piece, token in found.items()}
+        ids: dict[str, int] = {piece.removesuffix(self.suffix): token for piece, token in found.items()}
         for role, spelling in roles.items():
             if spelling not in ids:
                 where = " or ".join(SETTINGS)
@@ -94,10 +97,10 @@ class PublishedTokenizer(Tokenizer):
         utf8(text)
         return list(self._library.encode(text, add_special_tokens=False).ids)
 
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text, and where in it each begins."""
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, and where in it each begins and ends."""
         found = self._library.encode(text, add_special_tokens=False)
-        return list(found.ids), [start for start, _ in found.offsets]
+        return found.ids, found.offsets
 
     def encode_batch(self, texts: Sequence[str], *, threads: int) -> list[np.ndarray]:
         """The ids of each text as an int32 array; `threads` is unused, the library reads RAYON_NUM_THREADS."""
@@ -129,11 +132,12 @@ def _read(folder: Path) -> dict[str, bytes]:
 def _template(files: Mapping[str, bytes], said: Mapping[str, dict[str, Any]]) -> str | None:
     """How a conversation is written down, in Jinja: its own file, or a setting; of several the one named default."""
     if _TEMPLATE in files:
-        return files[_TEMPLATE].decode(errors="replace")
+        return files[_TEMPLATE].decode(errors="replace") or None
     given = said.get(SETTINGS[0], {}).get("chat_template")
     if isinstance(given, list):
-        given = next((one.get("template") for one in given if one.get("name") == "default"), None)
-    return given if isinstance(given, str) else None
+        named = [one for one in given if isinstance(one, dict)]
+        given = next((one.get("template") for one in named if one.get("name") == "default"), None)
+    return given if isinstance(given, str) and given else None
 
 
 def _role_tokens(said: list[dict[str, Any]], known: Iterable[str]) -> dict[str, str]:
@@ -175,6 +179,13 @@ def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str,
 
     if merges := spec["model"].get("merges"):
         spec["model"]["merges"] = [pair for pair in merges if "".join(pair) not in special]
+    spec["post_processor"] = None  # nothing is put around texts; GPT-2's would shift offsets
+    # What only the folder's settings call special is found whole as well, where a chat template writes it.
+    pieces = spec["model"]["vocab"]
+    ids = pieces if isinstance(pieces, dict) else {piece: place for place, (piece, _) in enumerate(pieces)}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    others = special.intersection(ids).difference(token["content"] for token in spec["added_tokens"])
+    spec["added_tokens"] += [{"id": ids[one], "content": one, "special": True, **flags} for one in sorted(others)]
     return dict(renamed(spec))
 
 
