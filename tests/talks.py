@@ -1,6 +1,7 @@
 """Small published tokenizers with chat templates, and the conversations that tests hold."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ CHATML = (
     "{% for message in messages %}\n"
     "    {%- if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{{ '\\n' }}\n"
-    "    {%- else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endif %}"
-    "\n{% endfor %}\n{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n"
+    "    {%- else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endif %}\n{% endfor %}\n{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n"
 )
 LLAMA = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -65,7 +66,8 @@ def as_dicts(talk) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in talk]
 
 
-def byte_library(size: int = 400):
+@cache
+def byte_library():
     """GPT-2's kind of pieces, marks first."""
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,12 +75,13 @@ def byte_library(size: int = 400):
     library.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False
+        vocab_size=400, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False
     )
     library.train_from_iterator([TEXT] * 9, trainer)
     return library
 
 
+@cache
 def space_library():
     """Llama's kind of pieces: a mark for a space, before a text too, and bytes for what no piece spells."""
     library = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -108,3 +111,13 @@ def save(folder: Path, template: str | None, kind: str = "byte") -> Path:
     theirs.chat_template = template
     theirs.save_pretrained(folder)
     return folder
+
+
+def save_model(folder: Path, template: str | None, context: int = 128) -> Path:
+    """A tiny Llama of fresh weights, as `transformers` writes it, with that tokenizer."""
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    ids = dict(bos_token_id=0, eos_token_id=2, pad_token_id=None)
+    config = transformers.LlamaConfig(vocab_size=400, max_position_embeddings=context, **shape, **ids)
+    transformers.set_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return save(folder, template)

@@ -341,12 +341,13 @@ def test_prompts_come_with_completions_references_or_both(tmp_path: Path) -> Non
         },
     ]
     path = write(tmp_path / "a.jsonl.gz", rows)
+    talk = (("system", "Be brief."), ("user", "Hello?"), ("assistant", "Hi."))
     assert read_prompts(path, pytest.fail) == [
         PromptExample(f"{path}:1", "p", "c", ("c",)),
         PromptExample(f"{path}:2", "p", "c", ("c",)),
         PromptExample(f"{path}:3", "p", None, ("r", "s")),
         PromptExample(f"{path}:4", "p", "c", ("r",)),
-        PromptExample(f"{path}:5", "system: Be brief.\nuser: Hello?\nassistant:", "Hi.", ("Hi.",)),
+        PromptExample(f"{path}:5", "system: Be brief.\nuser: Hello?\nassistant:", "Hi.", ("Hi.",), talk),
     ]
 
 
@@ -354,7 +355,7 @@ def test_a_prompt_may_stand_alone_only_where_that_is_said(tmp_path: Path) -> Non
     path = write(tmp_path / "a.jsonl", [{"prompt": "p"}, {"messages": [{"role": "user", "content": "Hello?"}]}])
     assert read_prompts(path, pytest.fail, labelled=False) == [
         PromptExample(f"{path}:1", "p", None, ()),
-        PromptExample(f"{path}:2", "user: Hello?\nassistant:", None, ()),
+        PromptExample(f"{path}:2", "user: Hello?\nassistant:", None, (), (("user", "Hello?"),)),
     ]
     wanted = "needs 'completion' (or 'target'), 'references' or 'messages'"
     refused(lambda: read_prompts(path, pytest.fail), f"{path}:1", wanted)

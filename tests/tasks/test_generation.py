@@ -26,7 +26,7 @@ def test_a_prompt_is_gone_on_from_the_very_tokens_that_training_puts_before_its_
         return [], None
 
     monkeypatch.setattr("nlpstack.tasks.generation.decode", note_prompts)
-    task.write(GPT.create(shape, seed=0, tokenizer=tokenizer), [example.prompt], Sampling(greedy=True))
+    task.write(GPT.create(shape, seed=0, tokenizer=tokenizer), [example], Sampling(greedy=True))
     n_counted = row.labels[1]  # the completion and the end
     assert asked == [row.tokens[: len(row.tokens) - n_counted + 1].tolist()]
     assert asked[0][0] == tokenizer.bos_id
