@@ -4,7 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,9 @@ class Chat:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The tokens (T,) of each conversation, int64, and which are the assistant's and its turns' ends, bool."""
         turns = [[at for at, (role, _) in enumerate(one) if role == ASSISTANT] for one in conversations]
-        told = [
-            (n, conversations[n][: at + more], not more) for n, ats in enumerate(turns) for at in ats for more in (0, 1)
-        ]
-        texts = iter(self._texts([one for _, *one in told], [places[n] for n, *_ in told] if places else ()))
+        told = [(n, at) for n, ats in enumerate(turns) for at in ats]
+        asked = [one for n, at in told for one in ((conversations[n][:at], True), (conversations[n][: at + 1], False))]
+        texts = self._texts(asked, [places[n] for n, _ in told for _ in (0, 1)] if places else ())
         rows = []
         for number, ats in enumerate(turns):
             text, spans = "", []
@@ -72,29 +72,24 @@ class Chat:
         shown = "".join(filter(str.isprintable, " ".join(fault.split())))
         return ModelError(f"{''.join(f'{one}: ' for one in place)}{self.name}: its chat template {shown:.300}")
 
-    def _texts(self, asked: Sequence[Sequence[Any]], places: Sequence[str]) -> list[str]:
+    def _texts(self, asked: Sequence[tuple[Sequence[Message], bool]], places: Sequence[str]) -> Iterator[str]:
         """Conversations as texts, special tokens as the tokenizer's library knows them; True: a turn is begun."""
-        said = self.template + "".join(part for messages, _ in asked for message in messages for part in message)
-        utf8(said)
-        # A character that stands nowhere, the first of those that mean nothing, breaks what spells a special token.
-        mark = next(one for one in map(chr, range(0xFDD0, 0x110000)) if one not in said)
-
-        def plain(text: str) -> str:
-            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
-
         common: dict[str, Any] = {"tools": None, "documents": None}
         common |= {f"{role}_token": token for role, token in self.tokenizer.named.items()}
-        texts: list[str] = []
         for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            said = self.template + "".join(text for messages, _ in part for message in messages for text in message)
+            utf8(said)
+            # A character that stands nowhere, the first of those that mean nothing, breaks what spells a special token.
+            mark = next(one for one in map(chr, range(0xFDD0, 0x110000)) if one not in said)
+            broken = partial(re.compile(f"(?={self._special.pattern}).", re.DOTALL).sub, rf"\g<0>{mark}")
             conversations = [
-                common
-                | {"messages": [{"role": plain(role), "content": plain(text)} for role, text in told]}
+                {**common, "messages": [{"role": broken(role), "content": broken(text)} for role, text in messages]}
                 | {"add_generation_prompt": begun}
-                for told, begun in asked[start : start + _AT_ONCE]
+                for messages, begun in part
             ]
-            texts += self._rendered(conversations, places[start : start + _AT_ONCE])
-        suffix = self.tokenizer.suffix
-        return [self._special.sub(lambda found: found[0] + suffix, text).replace(mark, "") for text in texts]
+            for text in self._rendered(conversations, places[start : start + _AT_ONCE]):
+                yield self._special.sub(rf"\g<0>{self.tokenizer.suffix}", text).replace(mark, "")
 
     def _rendered(self, conversations: list[dict[str, Any]], places: Sequence[str]) -> list[str]:
         """What the template makes of them; ModelError if it fails, or does not end."""

@@ -5,6 +5,7 @@ import json
 import resource
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import jinja2.debug
@@ -32,17 +33,13 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False):  # type: ignore[no-untyped-def]
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
 def _texts(template: str, conversations: list[dict[str, Any]]) -> tuple[list[str] | None, str | None]:
     """Each conversation's text, none if the template cannot be read; and what went wrong with the one after these."""
     # As transformers sets it up, but without clock and chance: equal conversations have to give equal texts.
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     del made.globals["lipsum"], made.filters["random"]
-    made.filters["tojson"], made.globals["raise_exception"] = _json, _refuse
+    made.filters["tojson"], made.globals["raise_exception"] = partial(json.dumps, ensure_ascii=False), _refuse
     texts: list[str] | None = None
     try:
         read, texts = made.from_string(template), []
