@@ -90,7 +90,7 @@ def test_the_first_turns_are_forgotten_where_the_context_ends_and_that_is_said(t
     assert 1 < len(asked[-1]) < 9
     assert [role for role, _ in asked[-1]] == ["user", *["assistant", "user"] * (len(asked[-1]) // 2)]
     # A question that never fits is an error, after what came before it was answered.
-    outcome = nlpstack(*words, stdin=("the cat\n" * 3 + "Käse " * 300).encode())
+    outcome = nlpstack(*words, stdin=("the cat\n" + "Käse " * 300).encode())
     assert outcome.code == 2
     assert outcome.err.count(told) <= 2
     assert "the model's context holds 64" in outcome.err.splitlines()[-1]
