@@ -31,7 +31,7 @@ def convert(source: str | Path, out: str | Path) -> ConvertResult:
     if Path(out).exists():
         raise ConfigError(f"{out}: exists; give another --out")
     whole = any((place / name).is_file() for name in (WEIGHTS, INDEX))
-    pickled = place.suffix in PICKLES or ((place / CONFIG).is_file() and not whole)
+    pickled = (place.suffix in PICKLES and place.is_file()) or ((place / CONFIG).is_file() and not whole)
     model = read_folder(place if place.is_dir() else place.parent, Pickled(place)) if pickled else load_model(place)
     facts = {**shape_facts(model), "converted from": place.name, "license": license_of(place)}
     save_model(model, out, card=model_card(facts))

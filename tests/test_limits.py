@@ -18,6 +18,7 @@ TALKS_TO_THE_WORLD = ("cli/", "train/runtime.py")
 WORLD = {"print", "os.environ", "os.environb", "os.getenv", "os.getcwd", "os.getcwdb", "os.chdir", "Path.cwd"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 TORCH_PICKLES = {"torch.load", "torch.save", "torch.jit.load", "torch.jit.save"}
+UNPICKLES = "hub/pickled.py"  # for `nlpstack convert`, and by torch's reader of plain tensors alone
 
 
 def dotted(node: ast.AST) -> str:
@@ -62,11 +63,18 @@ def loud(name: str, source: str) -> list[str]:
 
 def pickling(name: str, source: str) -> list[str]:
     tree = ast.parse(source)
-    found = [
-        f"{name}:{line} {used}"
-        for line, used in names_used(tree)
-        if used.partition(".")[0] in PICKLES or used in TORCH_PICKLES
-    ]
+    fine = []
+    for node in ast.walk(tree) if name == UNPICKLES else ():
+        if isinstance(node, ast.Call) and dotted(node.func) == "torch.load":
+            # Written at the call: neither torch's default nor what stands in a variable counts.
+            said = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "weights_only"]
+            fine += [(node.func.lineno, "torch.load")] * (said == ["True"])
+    found = []
+    for line, used in names_used(tree):
+        if (line, used) in fine:
+            fine.remove((line, used))
+        elif used.partition(".")[0] in PICKLES or used in TORCH_PICKLES:
+            found.append(f"{name}:{line} {used}")
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found.append(f"{name}:{node.lineno} allow_pickle={ast.unparse(node.value)}")
@@ -119,6 +127,28 @@ def test_a_broken_bound_is_found(check, source: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=safe)",
+        "torch.load(path, **{'weights_only': True})",
+        "torch.load(path, None, None, True)",
+        "read = torch.load",
+        "from torch import load",
+        "torch.jit.load(path)",
+        "torch.save(tensors, path)",
+        "import pickle",
+        "np.load(path, allow_pickle=True)",
+        "torch.load(path, weights_only=True); torch.load(path)",
+        "torch.load(torch.load, weights_only=True)",
+    ],
+)
+def test_the_one_place_that_opens_pickles_may_only_read_plain_tensors(source: str) -> None:
+    assert len(pickling(UNPICKLES, source)) == 1
+
+
+@pytest.mark.parametrize(
     ("check", "name", "source"),
     [
         (oversized, "model/example.py", "x = 1\n" * 399),
@@ -128,6 +158,7 @@ def test_a_broken_bound_is_found(check, source: str) -> None:
         (loud, "train/runtime.py", "os.environ.get('RANK')"),
         (loud, "model/example.py", "console.print('hello')"),
         (pickling, "model/example.py", "np.load(path, mmap_mode='r', allow_pickle=False)"),
+        (pickling, "hub/pickled.py", "torch.load(path, map_location='cpu', weights_only=True, mmap=True)"),
     ],
 )
 def test_what_keeps_within_the_bounds_passes(check, name: str, source: str) -> None:

@@ -1,5 +1,6 @@
 """A GGUF file, llama.cpp's one-file form of a model: its metadata as a config.json and a tokenizer, and its tensors."""
 
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -18,7 +19,9 @@ SUFFIX = ".gguf"
 _MEND = "get the file again, or the model as a folder"
 _NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}  # struct's letter of each type of value
 _TEXT, _LIST = 8, 9
+_MOST_DIMS = 4
 _PLAIN = {"F32": np.float32, "F16": np.float16}
+_Form = tuple[list[int], str, int]  # a tensor's size, the name of its type and the place of its first byte
 _AT_ONCE = 2**20  # values that are dequantised at a time, so that no large tensor is held twice
 
 
@@ -42,16 +45,19 @@ class GGUF:
         self.said = {self._text(): self._value(self._number("I")) for _ in range(n_values)}
         stored = {self._text(): self._form() for _ in range(n_tensors)}
         alignment = self.said.get("general.alignment", 32)
-        start = -(-self._at // alignment) * alignment if type(alignment) is int and alignment > 0 else self._at
-        self._stored = {name: (size, kind, start + offset) for name, (size, kind, offset) in stored.items()}
+        if len(self.said) < n_values or len(stored) < n_tensors or type(alignment) is not int or alignment < 1:
+            raise ModelError(f"{file}: names something twice, or has an alignment of {alignment!r}; {_MEND}")
+        self._stored = self._placed(stored, alignment)
         self.architecture = str(self.said.get("general.architecture"))
         there = ", ".join(name for name, family in FAMILIES.items() if family.gguf)
         if self.architecture not in there.split(", "):
             raise ModelError(f"{file}: the architecture {self.architecture!r} is not supported; there are {there}")
         theirs = self._family_names(self.said.get(f"{self.architecture}.block_count"))
-        self._names = {theirs.get(name, name): name for name in stored}
-        self.sizes = {name: self._size(name) for name in self._names}
-        self.kinds = {name: "F16" if self._kind(name) == "F16" else "F32" for name in self._names}
+        self._names = {theirs.get(name, f"'{name}'"): name for name in stored}  # in quotes: none that a family has
+        self.sizes = {
+            name: stored[there][0][:: -1 if self._lies_transposed(name) else 1] for name, there in self._names.items()
+        }
+        self.kinds = {name: "F16" if stored[there][1] == "F16" else "F32" for name, there in self._names.items()}
 
     def _take(self, n: int) -> bytes:
         if n > len(self._data) - self._at:
@@ -78,13 +84,29 @@ class GGUF:
             raise ModelError(f"{self.source}: holds a value of an unknown type ({inner}); {_MEND}")
         return np.frombuffer(self._take(n * struct.calcsize(f"<{_NUMBERS[inner]}")), f"<{_NUMBERS[inner]}").tolist()
 
-    def _form(self) -> tuple[list[int], str, int]:
-        """A tensor's size, the name of its type and the place of its first byte behind the header."""
-        size = [self._number("Q") for _ in range(self._number("I"))][::-1]
+    def _form(self) -> _Form:
+        """What the header says of a tensor, whose place it counts from its own end."""
+        n_dims = self._number("I")
+        size = [self._number("Q") for _ in range(min(n_dims, _MOST_DIMS))][::-1]
         kind, offset = self._number("I"), self._number("Q")
-        if kind not in [*self._library.GGMLQuantizationType]:
-            raise ModelError(f"{self.source}: holds a tensor of an unknown type ({kind}); {_MEND}")
+        if n_dims > _MOST_DIMS or kind not in [*self._library.GGMLQuantizationType]:
+            raise ModelError(f"{self.source}: holds a tensor of {n_dims} dims or an unknown type ({kind}); {_MEND}")
         return size, str(self._library.GGMLQuantizationType(kind).name), offset
+
+    def _placed(self, stored: dict[str, _Form], alignment: int) -> dict[str, _Form]:
+        """Tensors with their place in the file; ModelError unless one follows the other up to its end."""
+        end = start = -(-self._at // alignment) * alignment
+        placed = {}
+        for name, (size, kind, offset) in stored.items():
+            values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
+            place = -(-end // alignment) * alignment
+            if not size or 0 in size or size[-1] % values or start + offset != place:
+                raise ModelError(f"{self.source}: {name} {size} has a size or a place it cannot have; {_MEND}")
+            placed[name], end = (size, kind, place), place + math.prod(size) // values * n_bytes
+        if not 0 <= len(self._data) - end < alignment:
+            fault = f"is cut off, or says wrong sizes: {len(self._data):,} bytes instead of {end:,}"
+            raise ModelError(f"{self.source}: {fault}; {_MEND}")
+        return placed
 
     def _family_names(self, n_blocks: object) -> dict[str, str]:
         """Names of tensors in the file -> those of the family."""
@@ -97,31 +119,17 @@ class GGUF:
         modules += [module.replace(".N.", f".{number}.") for module in inner for number in range(n_blocks)]
         return {f"{known.get_name(m)}.{part}": f"{m}.{part}" for m in modules for part in ("weight", "bias")}
 
-    def _kind(self, name: str) -> str:
-        return self._stored[self._names[name]][1]
-
     def _lies_transposed(self, name: str) -> bool:
         module, _, part = name.rpartition(".")
         return part == "weight" and module.rpartition(".")[2] in FAMILIES[self.architecture].transposed
 
-    def _size(self, name: str) -> list[int]:
-        """A tensor's size as the family has it; ModelError if the file does not hold all of it."""
-        size, kind, start = self._stored[self._names[name]]
-        values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
-        if not size or size[-1] % values or start + np.prod(size, dtype=object) // values * n_bytes > len(self._data):
-            raise ModelError(f"{self.source}: {name} {size} is cut off, or has a size it cannot have; {_MEND}")
-        return size[::-1] if self._lies_transposed(name) else size
-
     def read(self, name: str) -> Tensor:
         """A tensor, dequantised to fp32 unless it is in fp16; ModelError for a kind that `gguf` cannot dequantise."""
-        size, kind, start = self._stored[self._names[name]]
-        form = self._library.GGMLQuantizationType[kind]
-        values, n_bytes = self._library.GGML_QUANT_SIZES[form]
-        n_rows, row = int(np.prod(size[:-1])), size[-1] // values * n_bytes
-        data = np.frombuffer(self._data, np.uint8, n_rows * row, start).reshape(n_rows, row)
-        out = np.empty((n_rows, size[-1]), _PLAIN.get(kind, np.float32))
+        size, kind, _ = self._stored[self._names[name]]
+        form, data = self._library.GGMLQuantizationType[kind], self._bytes(self._names[name])
+        out = np.empty((len(data), size[-1]), _PLAIN.get(kind, np.float32))
         step = max(1, _AT_ONCE // size[-1])
-        for first in range(0, n_rows, step):
+        for first in range(0, len(data), step):
             rows = data[first : first + step]
             try:
                 out[first : first + step] = (
@@ -140,19 +148,24 @@ class GGUF:
 
     def config(self) -> Json:
         """What a config.json would say; ModelError for what the file asks and the core cannot do."""
-        head, words = self._stored.get("output.weight"), self._stored.get("token_embd.weight", ([0], "", 0))
-        tied = head is None or (head[:2] == words[:2] and self._bytes(head) == self._bytes(words))
+        both = "output.weight", "token_embd.weight"
+        head, words = self._stored.get(both[0]), self._stored.get(both[1], ([0], "", 0))
+        tied = head is None or (head[:2] == words[:2] and np.array_equal(*map(self._bytes, both)))
         values: Json = {"model_type": self.architecture, "vocab_size": words[0][0], "tie_word_embeddings": tied}
+        pieces = self.said.get("tokenizer.ggml.tokens")
+        if isinstance(pieces, list) and len(pieces) != words[0][0]:
+            fault = f"holds {len(pieces):,} pieces of text, but vectors for {words[0][0]:,}"
+            raise ModelError(f"{self.source}: {fault}; {_MEND}")
         prefix, rope = f"{self.architecture}.", dict[str, Any]()
         for said, value in self.said.items():
             key = FAMILIES[self.architecture].gguf.get(said.removeprefix(prefix))
-            if key and values.setdefault(key, value) != value:
-                raise ModelError(f"{self.source}: {said}={value!r}, but {key} is {values[key]!r}; {_MEND}")
-            if said.startswith(f"{prefix}rope.scaling."):
+            if key and (other := values.setdefault(key, value)) is not value and other != value:
+                raise ModelError(f"{self.source}: {said}={value!r}, but {key} is {other!r}; {_MEND}")
+            if said.startswith(f"{prefix}rope.scaling.") and value:
                 rope[said.removeprefix(f"{prefix}rope.scaling.")] = value
-            elif not key and said.startswith(prefix) and value and said != f"{prefix}vocab_size":
+            elif not key and said.startswith(prefix) and value:
                 raise ModelError(f"{self.source}: {said}={value!r:.80} is not supported")
-        if rope.get("type", "none") != "none":
+        if rope and rope.get("type") != "none":
             values["rope_scaling"] = rope
         return values
 
@@ -160,7 +173,9 @@ class GGUF:
         """The file's tokenizer; raises ModelError for a kind that is not known."""
         return PublishedTokenizer(self.source, gguf_files(self.said, self.source))
 
-    def _bytes(self, stored: tuple[list[int], str, int]) -> bytes:
-        size, kind, start = stored
+    def _bytes(self, name: str) -> np.ndarray:
+        """A tensor as it lies in the file, row by row."""
+        size, kind, start = self._stored[name]
         values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
-        return bytes(self._data[start : start + np.prod(size, dtype=object) // values * n_bytes])
+        shape = math.prod(size[:-1]), size[-1] // values * n_bytes
+        return np.frombuffer(self._data, np.uint8, shape[0] * shape[1], start).reshape(shape)

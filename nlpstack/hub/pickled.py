@@ -31,10 +31,10 @@ class Pickled:
                     f"{file}: holds more than tensors, or is damaged, so it is not opened ({fault})"
                 ) from error
             found = found.get("state_dict", found) if isinstance(found, dict) else found
-            if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
+            if not isinstance(found, dict) or not found or not all(map(_is_plain, *zip(*found.items(), strict=True))):
                 raise ModelError(f"{file}: holds no table of tensors by name; save the model's state_dict")
             self._tensors |= found
-        self.sizes = {str(name): list(tensor.shape) for name, tensor in self._tensors.items()}
+        self.sizes = {name: list(tensor.shape) for name, tensor in self._tensors.items()}
         names = {dtype: name for name, dtype in READABLE.items()}
         self.kinds = {name: names.get(self._tensors[name].dtype, str(self._tensors[name].dtype)) for name in self.sizes}
 
@@ -43,7 +43,7 @@ class Pickled:
         names = [_WHOLE]
         if not (folder / _WHOLE).is_file() and (folder / _INDEX).is_file():
             shards = read_json_object(folder / _INDEX, ModelError).get("weight_map")
-            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else names
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) and shards else names
         for name in names:
             if name != Path(name).name or not name.endswith(tuple(PICKLES)) or not (folder / name).is_file():
                 raise ModelError(f"{folder}: has no file of weights {name} to convert")
@@ -51,4 +51,8 @@ class Pickled:
 
     def read(self, name: str) -> Tensor:
         """A tensor, mapped if the file can be."""
-        return self._tensors[name]
+        return self._tensors[name].detach()
+
+
+def _is_plain(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta

@@ -109,8 +109,8 @@ def refuse_pickle(file: Path) -> None:
         # The header of a safetensors file begins with its length, whose first byte may be any, and a brace.
         if not start.startswith(_ZIP_START) and (not start.startswith(_PICKLE_START) or start[8:] == b"{"):
             return
-    cure = f"get the model as {WEIGHTS}, or write its tensors as that: nlpstack convert {file} --out DIR"
-    raise ModelError(f"{file}: a pickle, which can run any code when it is opened; {cure}")
+    other = f", or write its tensors as that: nlpstack convert {file} --out DIR" if file.suffix in PICKLES else ""
+    raise ModelError(f"{file}: a pickle, which can run any code when it is opened; get the model as {WEIGHTS}{other}")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
