@@ -23,6 +23,7 @@ FLOORS: dict[str, float] = {
             "predict",
             "embed",
             "merge",
+            "convert",
             "prepare",
             "check",
             "compare",

@@ -150,7 +150,7 @@ class GGUF:
         """What a config.json would say; ModelError for what the file asks and the core cannot do."""
         both = "output.weight", "token_embd.weight"
         head, words = self._stored.get(both[0]), self._stored.get(both[1], ([0], "", 0))
-        tied = head is None or (head[:2] == words[:2] and np.array_equal(*map(self._bytes, both)))
+        tied = head is None or (head[:2] == words[:2] and np.array_equal(self._bytes(both[0]), self._bytes(both[1])))
         values: Json = {"model_type": self.architecture, "vocab_size": words[0][0], "tie_word_embeddings": tied}
         pieces = self.said.get("tokenizer.ggml.tokens")
         if isinstance(pieces, list) and len(pieces) != words[0][0]:

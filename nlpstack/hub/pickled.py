@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from warnings import catch_warnings
 
 import torch
 from torch import Tensor
@@ -24,15 +25,17 @@ class Pickled:
         self.source, self._tensors = files[0], dict[str, Tensor]()
         for file in files:
             try:
-                found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+                with catch_warnings(action="ignore"):  # of torch's, about pickles newer than its own
+                    found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             except Exception as error:  # torch's own errors, and any that a damaged pickle raises
                 fault = str(error).strip().partition("\n")[0]
                 raise ModelError(
                     f"{file}: holds more than tensors, or is damaged, so it is not opened ({fault})"
                 ) from error
             found = found.get("state_dict", found) if isinstance(found, dict) else found
-            if not isinstance(found, dict) or not found or not all(map(_is_plain, *zip(*found.items(), strict=True))):
-                raise ModelError(f"{file}: holds no table of tensors by name; save the model's state_dict")
+            once = isinstance(found, dict) and found and not found.keys() & self._tensors.keys()
+            if not once or not all(_is_plain(name, one) for name, one in found.items()):
+                raise ModelError(f"{file}: holds no table of tensors by name, each once; save the model's state_dict")
             self._tensors |= found
         self.sizes = {name: list(tensor.shape) for name, tensor in self._tensors.items()}
         names = {dtype: name for name, dtype in READABLE.items()}
@@ -55,4 +58,7 @@ class Pickled:
 
 
 def _is_plain(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    """Whether these are a name and a tensor whose values are all there."""
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()

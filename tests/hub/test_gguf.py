@@ -336,7 +336,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_whatever_is_damaged_gives_a_model_or_one_line(good: Path, whole: bytes) -> None:
     random = np.random.default_rng(7)
     end = whole.index(b"output_norm.weight") + 60
-    n_models = 0
+    n_models, messages = 0, list[str]()
     for number in range(400):
         data = bytearray(whole)
         for _ in range(int(random.integers(1, 4))):
@@ -356,6 +356,6 @@ def test_whatever_is_damaged_gives_a_model_or_one_line(good: Path, whole: bytes)
             load_model(good)
             n_models += 1
         except ModelError as error:
-            assert str(error).startswith(f"{good}: ")
-            assert "\n" not in str(error)
+            messages.append(str(error))
     assert 0 < n_models < 400
+    assert [line for line in messages if "\n" in line or not line.startswith(f"{good}: ")] == []

@@ -1,4 +1,4 @@
-"""The tokenizers in GGUF files give the ids of `transformers`, of SentencePiece and of the tokenizers they came from."""
+"""Tokenizers of GGUF files give the ids of `transformers`, of SentencePiece and of those they came from."""
 
 import io
 import json
