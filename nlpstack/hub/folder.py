@@ -241,7 +241,8 @@ def _read_weights(
         wanted[stored.name] = size[::-1] if stored.transposed else size
     present = _named_once(weights, present, families.second_names(family, wanted, tied=config.tied), tied=config.tied)
     sizes = {name: weights.sizes[there] for name, there in present.items()}
-    families.check_tensors(source, sizes, wanted, CONFIG, MEND)
+    said = "its metadata" if isinstance(weights, GGUF) else CONFIG
+    families.check_tensors(source, sizes, wanted, said, MEND)
     for kind in kinds.values() if dtype is None else ():
         dtype = torch.promote_types(dtype or torch.float32, READABLE[kind])
     state = {}
@@ -258,7 +259,7 @@ def _read_weights(
 
 def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.Sizes, file: Path) -> LanguageModel:
     """The model without memory for its weights, with the heads whose tensors are among those of these sizes."""
-    source = file.parent / CONFIG
+    source = file if file.suffix == SUFFIX else file.parent / CONFIG
     if config.n_layers > (n := len(sizes)):  # before a config that lies makes billions of layers
         raise ModelError(f"{file}: {n} tensors, too few for the {config.n_layers:,} layers of {CONFIG}; {MEND}")
     heads = families.heads_of(values, sizes)

@@ -45,8 +45,11 @@ class GGUF:
         self.said = {self._text(): self._value(self._number("I")) for _ in range(n_values)}
         stored = {self._text(): self._form() for _ in range(n_tensors)}
         alignment = self.said.get("general.alignment", 32)
-        if len(self.said) < n_values or len(stored) < n_tensors or type(alignment) is not int or alignment < 1:
-            raise ModelError(f"{file}: names something twice, or has an alignment of {alignment!r}; {_MEND}")
+        names = [*self.said, *stored]
+        if len(names) < n_values + n_tensors or not all(map(str.isprintable, names)):
+            raise ModelError(f"{file}: names something twice, or with what are no letters; {_MEND}")
+        if type(alignment) is not int or alignment < 1:
+            raise ModelError(f"{file}: has an alignment of {alignment!r}; {_MEND}")
         self._stored = self._placed(stored, alignment)
         self.architecture = str(self.said.get("general.architecture"))
         there = ", ".join(name for name, family in FAMILIES.items() if family.gguf)
@@ -54,9 +57,8 @@ class GGUF:
             raise ModelError(f"{file}: the architecture {self.architecture!r} is not supported; there are {there}")
         theirs = self._family_names(self.said.get(f"{self.architecture}.block_count"))
         self._names = {theirs.get(name, f"'{name}'"): name for name in stored}  # in quotes: none that a family has
-        self.sizes = {
-            name: stored[there][0][:: -1 if self._lies_transposed(name) else 1] for name, there in self._names.items()
-        }
+        sizes = {name: stored[there][0] for name, there in self._names.items()}
+        self.sizes = {name: size[::-1] if self._lies_transposed(name) else size for name, size in sizes.items()}
         self.kinds = {name: "F16" if stored[there][1] == "F16" else "F32" for name, there in self._names.items()}
 
     def _take(self, n: int) -> bytes:
@@ -111,7 +113,7 @@ class GGUF:
     def _family_names(self, n_blocks: object) -> dict[str, str]:
         """Names of tensors in the file -> those of the family."""
         if type(n_blocks) is not int or n_blocks > len(self._stored):
-            fault = f"has {len(self._stored):,} tensors, too few for a block_count of {n_blocks}"
+            fault = f"has {len(self._stored):,} tensors, too few for a block_count of {n_blocks!r}"
             raise ModelError(f"{self.source}: {fault}; {_MEND}")
         known = self._library.get_tensor_name_map(self._library.MODEL_ARCH[self.architecture.upper()], n_blocks)
         modules = [m for m in FAMILIES[self.architecture].modules if ".N." not in m]

@@ -224,6 +224,8 @@ ARRAY = b"tokenizer.ggml.tokens"  # behind it: type of value, type in the list, 
         (lambda data: data.replace(b"llama.attention.head_count_kv", b"tokenizer.ggml.tokens\0\0\0\0\0\0\0\0"), ""),
         (lambda data: data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llamo"), "there are gpt2, llama"),
         (lambda data: data.replace(b"general.architecture", b"general.architecturE"), "there are gpt2, llama"),
+        (lambda data: data.replace(b"llama.block_count", b"llama\nblock_count"), "what are no letters"),
+        (lambda data: data.replace(b"output_norm.weight", b"output\x1bnorm.weight"), "what are no letters"),
         (lambda data: data[:-1], "cut off"),
         (lambda data: data[: len(data) // 2], "cut off"),
     ],
@@ -241,6 +243,9 @@ def test_a_file_that_ends_anywhere_is_refused(good: Path, whole: bytes) -> None:
         fault(good)
 
 
+HUGE = {"llama.rope.dimension_count": 2**30 - 2}
+
+
 @pytest.mark.parametrize(
     ("name", "values", "part"),
     [
@@ -254,7 +259,7 @@ def test_a_file_that_ends_anywhere_is_refused(good: Path, whole: bytes) -> None:
         ("llama", {"llama.attention.layer_norm_rms_epsilon": float("inf")}, "rms_norm_eps=inf"),
         ("llama", {"llama.block_count": 2}, "lacks model.layers.1"),
         ("llama", {"llama.block_count": 2**32 - 1}, "too few for a block_count of 4294967295"),
-        ("llama", {"llama.block_count": "1"}, "too few for a block_count of 1"),
+        ("llama", {"llama.block_count": "1"}, "too few for a block_count of '1'"),
         ("llama", {"llama.block_count": 0}, ""),
         ("llama", {"llama.block_count": None}, "block_count of None"),
         ("llama", {"llama.vocab_size": 7}, "llama.vocab_size=7"),
@@ -264,7 +269,8 @@ def test_a_file_that_ends_anywhere_is_refused(good: Path, whole: bytes) -> None:
         ("llama", {"llama.attention.head_count": 3}, ""),
         ("llama", {"llama.attention.head_count": 32}, ""),
         ("llama", {"llama.attention.head_count_kv": [2, 2]}, "num_key_value_heads"),
-        ("llama", {"llama.attention.head_count_kv": 4}, "does not fit"),
+        ("llama", {"llama.attention.head_count_kv": 4}, "does not fit its metadata: model.layers.0.self_attn.k_proj"),
+        ("llama", {f"llama.{key}_length": 2**32 - 8 for key in ("embedding", "feed_forward")} | HUGE, "no tensor can"),
         ("llama", {"llama.attention.head_count": None}, "num_attention_heads missing"),
         ("llama", {"general.alignment": 0}, "alignment of 0"),
         ("llama", {"general.alignment": "32"}, "alignment of '32'"),
