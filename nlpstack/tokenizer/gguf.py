@@ -10,6 +10,7 @@ from nlpstack.tokenizer.base import SPACE
 from nlpstack.tokenizer.published import JSON_FILE, SETTINGS
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # kinds of tokens that no merge makes
+_LONGEST = 128
 _LISTS: dict[str, Any] = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as tokenizer_config.json and GGUF call them
 _LLAMA3_WORDS = (
@@ -58,6 +59,8 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
         spec["decoder"] = level
         settings: dict[str, Any] = {"ignore_merges": cut == "llama-bpe"}
     else:
+        if not merges and (longest := max(map(len, pieces))) > _LONGEST:  # merges would be as the square of it
+            raise ModelError(f"{source}: a piece of {longest:,} characters is not supported; at most {_LONGEST} are")
         merges = merges or _merges(vocabulary, scores)
         first = "first" if said.get("add_space_prefix", True) else "never"
         spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": first, "split": False}
@@ -77,9 +80,8 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
 
 def _merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:
     """The merges that a SentencePiece vocabulary implies: each way to make a piece of two, the best pieces first."""
-    lengths = sorted({len(piece) for piece in vocabulary})
     found = []
     for piece, number in vocabulary.items():
-        pairs = [(piece[:at], piece[at:]) for at in lengths if at < len(piece)]
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
         found += [(-scores[number], -len(a), [a, b]) for a, b in pairs if a in vocabulary and b in vocabulary]
     return [pair for *_, pair in sorted(found, key=lambda one: one[:2])]

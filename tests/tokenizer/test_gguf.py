@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from nlpstack.errors import ModelError
 from nlpstack.hub import load_model, save_model
 from nlpstack.samples import sample
 from nlpstack.tokenizer.gguf import gguf_files
@@ -220,6 +221,13 @@ def test_roles_and_kinds_of_tokens(gpt2: Opened, llama: Opened) -> None:
     assert (padded.pad_id, padded.unk_id) == (3, VOCAB - 1)
     odd = with_words("gpt-2", bos_token_id=2**32 - 1, eos_token_id=-1, padding_token_id="x")
     assert (odd.bos_id, odd.eos_id, odd.pad_id) == (VOCAB - 1, VOCAB - 1, None)
+
+
+def test_a_piece_that_could_be_made_in_too_many_ways_is_refused(processor: spm.SentencePieceProcessor) -> None:
+    said = {f"tokenizer.ggml.{key}": value for key, value in llama_said(processor).items()}
+    said["tokenizer.ggml.tokens"][-1] = "x" * 129
+    with pytest.raises(ModelError, match=r"x\.gguf: a piece of 129 characters is not supported; at most 128 are"):
+        read(said)
 
 
 def test_an_unknown_piece_is_found_by_its_kind(processor: spm.SentencePieceProcessor) -> None:
