@@ -48,7 +48,7 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     ]
     spec: dict[str, Any] = {"version": "1.0", "added_tokens": added, "normalizer": None}
-    spec |= {"post_processor": None, "truncation": None, "padding": None}
+    spec |= {"truncation": None, "padding": None}
     if model == "gpt2":
         cut = said.get("pre", "gpt-2" if metadata.get("general.architecture") == "gpt2" else None)
         if cut not in [*_WORDS]:
@@ -62,10 +62,10 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
         if not merges and (longest := max(map(len, pieces))) > _LONGEST:  # merges would be as the square of it
             raise ModelError(f"{source}: a piece of {longest:,} characters is not supported; at most {_LONGEST} are")
         merges = merges or _merges(vocabulary, scores)
-        first = "first" if said.get("add_space_prefix", True) else "never"
-        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": first, "split": False}
+        scheme = "first" if said.get("add_space_prefix", True) else "never"
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
         steps = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
-        steps += [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": int(first == "first"), "stop": 0}]
+        steps += [{"type": "Fuse"}, {"type": "Strip", "content": " ", "start": int(scheme == "first"), "stop": 0}]
         spec["decoder"] = {"type": "Sequence", "decoders": steps}
         settings = {"byte_fallback": True, "fuse_unk": True}
     ids = {f"{ours}_token": said.get(f"{theirs}_token_id") for ours, theirs in _ROLES.items()}
@@ -73,9 +73,19 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
         role: pieces[number] for role, number in ids.items() if type(number) is int and 0 <= number < len(pieces)
     }
     settings["unk_token"] = config.get("unk_token")
+    first = config.get("bos_token") if said.get("add_bos_token", model == "llama") else None
+    spec["post_processor"] = _begun(first, vocabulary[first]) if first else None
     spec["model"] = {"type": "BPE", "vocab": vocabulary, "merges": merges, **settings}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": said.get("tokenizer.chat_template")}
     return {JSON_FILE: json.dumps(spec).encode(), SETTINGS[0]: json.dumps(config, indent=2).encode()}
+
+
+def _begun(first: str, number: int) -> dict[str, Any]:
+    """How transformers, asked for special tokens, puts one before a text; we encode without."""
+    token = {"SpecialToken": {"id": first, "type_id": 0}}
+    one, two = ([token, {"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
+    named = {first: {"id": first, "ids": [number], "tokens": [first]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": named}
 
 
 def _merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:

@@ -252,12 +252,15 @@ def test_the_folder_that_is_saved_gives_the_same_ids(
         made = Parts(bare | said | {"llama.vocab_size": 600}, made.tensors)
         made.tensors["token_embd.weight"] = rows, made.tensors["token_embd.weight"][1]
     made.values["tokenizer.chat_template"] = CHAT
+    if name == "smollm":
+        made.values["tokenizer.ggml.add_bos_token"] = True
     model = load_model(save(tmp_path / "model.gguf", made))
     save_model(model, tmp_path / "saved")
     again = load_model(tmp_path / "saved")
     opened = AutoTokenizer.from_pretrained(tmp_path / "saved")
     ids = [opened.bos_token_id, opened.eos_token_id, opened.pad_token_id]
     assert ids == [model.tokenizer.bos_id, model.tokenizer.eos_id, model.tokenizer.pad_id]
+    assert opened.encode("the")[:-1] == ([] if name == "gpt2" else [model.tokenizer.bos_id])
     assert model.tokenizer.chat_template == again.tokenizer.chat_template == opened.chat_template == CHAT
     assert opened.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "<|user|>x"
     opened.split_special_tokens = True
