@@ -1,15 +1,22 @@
 """What `nlpstack convert` does: a model in another form in, a plain model folder out."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from warnings import catch_warnings
 
-from nlpstack.errors import ConfigError
+import torch
+from torch import Tensor
+
+from nlpstack.errors import ConfigError, ModelError
+from nlpstack.files import read_json_object
 from nlpstack.hub import load_model, model_card, save_model, shape_facts
 from nlpstack.hub.card import license_of
 from nlpstack.hub.folder import CONFIG, read_folder
 from nlpstack.hub.gguf import SUFFIX
-from nlpstack.hub.pickled import Pickled
-from nlpstack.hub.weights import INDEX, PICKLES, WEIGHTS
+from nlpstack.hub.weights import INDEX, PICKLES, READABLE, WEIGHTS, Weights
+
+_PICKLED, _PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +44,51 @@ def convert(source: str | Path, out: str | Path) -> ConvertResult:
     save_model(model, out, card=model_card(facts))
     form = "pickled weights" if pickled else "a GGUF file" if place.suffix == SUFFIX else "a model folder"
     return ConvertResult(out=str(out), parameters=sum(one.numel() for one in model.parameters()), form=form)
+
+
+class Pickled(Weights):
+    """Weights that torch.save wrote: pickles, opened here alone, by torch's reader of tensors, which runs no code."""
+
+    def __init__(self, place: Path) -> None:
+        """Read a file, or those of a folder; ModelError if they are not there or hold anything but tensors."""
+        files = [place] if place.is_file() else self._of_folder(place)
+        self.source, self._tensors = files[0], dict[str, Tensor]()
+        for file in files:
+            try:
+                with catch_warnings(action="ignore"):  # of torch's, about pickles newer than its own
+                    found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            except Exception as error:  # torch's own errors, and any that a damaged pickle raises
+                fault = str(error).strip().partition("\n")[0]
+                raise ModelError(
+                    f"{file}: holds more than tensors, or is damaged, so it is not opened ({fault})"
+                ) from error
+            found = found.get("state_dict", found) if isinstance(found, dict) else found
+            once = isinstance(found, dict) and found and not found.keys() & self._tensors.keys()
+            if not once or not all(_is_plain(name, one) for name, one in found.items()):
+                raise ModelError(f"{file}: holds no table of tensors by name, each once; save the model's state_dict")
+            self._tensors |= found
+        self.sizes = {name: list(tensor.shape) for name, tensor in self._tensors.items()}
+        names = {dtype: name for name, dtype in READABLE.items()}
+        self.kinds = {name: names.get(self._tensors[name].dtype, str(self._tensors[name].dtype)) for name in self.sizes}
+
+    def _of_folder(self, folder: Path) -> list[Path]:
+        """The file of a folder, or those that its index names."""
+        names = [_PICKLED]
+        if not (folder / _PICKLED).is_file() and (folder / _PICKLED_INDEX).is_file():
+            shards = read_json_object(folder / _PICKLED_INDEX, ModelError).get("weight_map")
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) and shards else names
+        for name in names:
+            if name != Path(name).name or not name.endswith(tuple(PICKLES)) or not (folder / name).is_file():
+                raise ModelError(f"{folder}: has no file of weights {name} to convert")
+        return [folder / name for name in names]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, mapped if the file can be."""
+        return self._tensors[name].detach()
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Whether these are a name and a tensor whose values are all there."""
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()

@@ -17,7 +17,6 @@ from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import CARD, model_card, shape_facts
 from nlpstack.hub.gguf import GGUF, SUFFIX
-from nlpstack.hub.pickled import Pickled
 from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig, on_meta
 from nlpstack.model.lora import adapters
@@ -178,7 +177,7 @@ def _identity(path: str | Path) -> list[tuple[str, int, int, int]]:
 
 def read_folder(
     place: Path,
-    given: GGUF | Pickled | None = None,
+    given: Weights | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - never changed
     dtype: torch.dtype | None = None,
 ) -> LanguageModel:
@@ -217,7 +216,7 @@ def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mappi
 
 
 def _read_weights(
-    weights: Weights | GGUF | Pickled,
+    weights: Weights,
     config: TransformerConfig,
     values: families.Json,
     device: torch.device,
@@ -275,9 +274,7 @@ def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.S
         raise ModelError(f"{source}: sizes that no tensor can have; {MEND}") from error
 
 
-def _named_once(
-    weights: Weights | GGUF | Pickled, present: dict[str, str], twice: Mapping[str, str], *, tied: bool
-) -> dict[str, str]:
+def _named_once(weights: Weights, present: dict[str, str], twice: Mapping[str, str], *, tied: bool) -> dict[str, str]:
     """`present` without second names; a tied model's file may hold one tensor twice, but not two tensors."""
     present = dict(present)
     for second, first in twice.items():

@@ -12,21 +12,21 @@ from torch import Tensor
 
 from nlpstack.errors import ModelError
 from nlpstack.hub.families import FAMILIES, Json
+from nlpstack.hub.weights import Weights
+from nlpstack.tokenizer import PublishedTokenizer
 from nlpstack.tokenizer.gguf import gguf_files
-from nlpstack.tokenizer.published import PublishedTokenizer
 
 SUFFIX = ".gguf"
 _MEND = "get the file again, or the model as a folder"
 _NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}  # struct's letter of each type of value
 _TEXT, _LIST = 8, 9
 _MOST_DIMS = 4
-_PLAIN = {"F32": np.float32, "F16": np.float16}
-_Form = tuple[list[int], str, int]  # a tensor's size, the name of its type and the place of its first byte
+_Form = tuple[list[int], Any, int]  # a tensor's size, its type and the place of its first byte
 _AT_ONCE = 2**20  # values that are dequantised at a time, so that no large tensor is held twice
 
 
-class GGUF:
-    """What hub.weights.Weights tells of a folder, of a file: its tensors by their family's names, dequantised."""
+class GGUF(Weights):
+    """The weights of a file by their family's names, dequantised, and what it says beside them."""
 
     fresh = True  # a tensor that is read has memory of its own
 
@@ -59,7 +59,7 @@ class GGUF:
         self._names = {theirs.get(name, f"'{name}'"): name for name in stored}  # in quotes: none that a family has
         sizes = {name: stored[there][0] for name, there in self._names.items()}
         self.sizes = {name: size[::-1] if self._lies_transposed(name) else size for name, size in sizes.items()}
-        self.kinds = {name: "F16" if stored[there][1] == "F16" else "F32" for name, there in self._names.items()}
+        self.kinds = {name: "F16" if stored[there][1].name == "F16" else "F32" for name, there in self._names.items()}
 
     def _take(self, n: int) -> bytes:
         if n > len(self._data) - self._at:
@@ -93,18 +93,18 @@ class GGUF:
         kind, offset = self._number("I"), self._number("Q")
         if n_dims > _MOST_DIMS or kind not in [*self._library.GGMLQuantizationType]:
             raise ModelError(f"{self.source}: holds a tensor of {n_dims} dims or an unknown type ({kind}); {_MEND}")
-        return size, str(self._library.GGMLQuantizationType(kind).name), offset
+        return size, self._library.GGMLQuantizationType(kind), offset
 
     def _placed(self, stored: dict[str, _Form], alignment: int) -> dict[str, _Form]:
         """Tensors with their place in the file; ModelError unless one follows the other up to its end."""
         end = start = -(-self._at // alignment) * alignment
         placed = {}
-        for name, (size, kind, offset) in stored.items():
-            values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
+        for name, (size, form, offset) in stored.items():
+            values, n_bytes = self._library.GGML_QUANT_SIZES[form]
             place = -(-end // alignment) * alignment
             if not size or 0 in size or size[-1] % values or start + offset != place:
                 raise ModelError(f"{self.source}: {name} {size} has a size or a place it cannot have; {_MEND}")
-            placed[name], end = (size, kind, place), place + math.prod(size) // values * n_bytes
+            placed[name], end = (size, form, place), place + math.prod(size) // values * n_bytes
         if not 0 <= len(self._data) - end < alignment:
             fault = f"is cut off, or says wrong sizes: {len(self._data):,} bytes instead of {end:,}"
             raise ModelError(f"{self.source}: {fault}; {_MEND}")
@@ -116,9 +116,8 @@ class GGUF:
             fault = f"has {len(self._stored):,} tensors, too few for a block_count of {n_blocks!r}"
             raise ModelError(f"{self.source}: {fault}; {_MEND}")
         known = self._library.get_tensor_name_map(self._library.MODEL_ARCH[self.architecture.upper()], n_blocks)
-        modules = [m for m in FAMILIES[self.architecture].modules if ".N." not in m]
-        inner = [m for m in FAMILIES[self.architecture].modules if ".N." in m]
-        modules += [module.replace(".N.", f".{number}.") for module in inner for number in range(n_blocks)]
+        blocks = [(m, n) for m in FAMILIES[self.architecture].modules for n in range(n_blocks if ".N." in m else 1)]
+        modules = [module.replace(".N.", f".{number}.") for module, number in blocks]
         return {f"{known.get_name(m)}.{part}": f"{m}.{part}" for m in modules for part in ("weight", "bias")}
 
     def _lies_transposed(self, name: str) -> bool:
@@ -127,18 +126,15 @@ class GGUF:
 
     def read(self, name: str) -> Tensor:
         """A tensor, dequantised to fp32 unless it is in fp16; ModelError for a kind that `gguf` cannot dequantise."""
-        size, kind, _ = self._stored[self._names[name]]
-        form, data = self._library.GGMLQuantizationType[kind], self._bytes(self._names[name])
-        out = np.empty((len(data), size[-1]), _PLAIN.get(kind, np.float32))
-        step = max(1, _AT_ONCE // size[-1])
+        size, form, _ = self._stored[self._names[name]]
+        data, plain = self._bytes(self._names[name]), {"F32": np.float32, "F16": np.float16}.get(form.name)
+        out, step = np.empty((len(data), size[-1]), plain or np.float32), max(1, _AT_ONCE // size[-1])
         for first in range(0, len(data), step):
             rows = data[first : first + step]
             try:
-                out[first : first + step] = (
-                    rows.view(_PLAIN[kind]) if kind in _PLAIN else self._library.dequantize(rows, form)
-                )
+                out[first : first + step] = rows.view(plain) if plain else self._library.dequantize(rows, form)
             except NotImplementedError as error:
-                raise ModelError(f"{self.source}: {name} is stored as {kind}, which `gguf` cannot read") from error
+                raise ModelError(f"{self.source}: {name} is stored as {form.name}, which `gguf` cannot read") from error
         if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             # The two rows that a rotation turns together are neighbours here; in a folder they are half a head apart.
             grouped = self.said.get("llama.attention.head_count_kv") if name.endswith("k_proj.weight") else None
@@ -151,7 +147,7 @@ class GGUF:
     def config(self) -> Json:
         """What a config.json would say; ModelError for what the file asks and the core cannot do."""
         both = "output.weight", "token_embd.weight"
-        head, words = self._stored.get(both[0]), self._stored.get(both[1], ([0], "", 0))
+        head, words = self._stored.get(both[0]), self._stored.get(both[1], ([0], None, 0))
         tied = head is None or (head[:2] == words[:2] and np.array_equal(self._bytes(both[0]), self._bytes(both[1])))
         values: Json = {"model_type": self.architecture, "vocab_size": words[0][0], "tie_word_embeddings": tied}
         pieces = self.said.get("tokenizer.ggml.tokens")
@@ -177,7 +173,7 @@ class GGUF:
 
     def _bytes(self, name: str) -> np.ndarray:
         """A tensor as it lies in the file, row by row."""
-        size, kind, start = self._stored[name]
-        values, n_bytes = self._library.GGML_QUANT_SIZES[self._library.GGMLQuantizationType[kind]]
+        size, form, start = self._stored[name]
+        values, n_bytes = self._library.GGML_QUANT_SIZES[form]
         shape = math.prod(size[:-1]), size[-1] // values * n_bytes
         return np.frombuffer(self._data, np.uint8, shape[0] * shape[1], start).reshape(shape)
