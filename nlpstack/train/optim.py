@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
@@ -68,8 +68,7 @@ class OptimConfig:
         has = [field.name for field in fields(cls) if field.name not in lacking]
         raise ValueError(f"{name} has no {option}; its options are {', '.join(has)}")
 
-    @model_validator(mode="after")
-    def _check(self) -> "OptimConfig":
+    def __post_init__(self) -> None:
         # What depends on the optimizer is filled in, so that a saved config states it.
         for option, default in {"weight_decay": 0.0, "clip": 0.0, **OPTIONS[self.name]}.items():
             if getattr(self, option) is None:
@@ -86,7 +85,6 @@ class OptimConfig:
         if self.full_batch and (min(self.history or 0, self.max_iter or 0) < 1 or not self.lr):
             given = f"history={self.history}, max_iter={self.max_iter}, lr={self.lr}"
             raise ValueError(f"{given}: {self.name} needs history and max_iter of at least 1, and lr above 0")
-        return self
 
     @property
     def full_batch(self) -> bool:

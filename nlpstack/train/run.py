@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 from pydantic import dataclasses as pydantic_dataclasses
 
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
@@ -64,8 +64,7 @@ class TrainConfig:
 
     one_of: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs", "minutes"), ("batch_size", "batch_tokens"))
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
+    def __post_init__(self) -> None:
         for group in self.one_of:
             given = [name for name in group if getattr(self, name) is not None]
             if len(given) != 1:
@@ -75,11 +74,10 @@ class TrainConfig:
                 raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
         if self.seed >= 1 << 63:
             raise ValueError(f"seed={self.seed} must be below 2^63")
-        return self
 
     def sequences(self, max_seq_len: int) -> int:
         """Sequences an optimizer step."""
-        size = self.batch_size or (self.batch_tokens or 0) // max_seq_len  # _check saw to it that one is given
+        size = self.batch_size or (self.batch_tokens or 0) // max_seq_len  # __post_init__ saw that one is given
         if not size:
             raise ConfigError(f"train.batch_tokens={self.batch_tokens} is less than one block of {max_seq_len} tokens")
         return size
