@@ -64,8 +64,7 @@ class BERT(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T); mask (B, T) is True at real tokens, segments (B, T) are 0 or 1."""
-        hidden: Tensor = self.transformer(tokens, mask=mask, segments=segments)
-        return hidden
+        return self.transformer(tokens, mask=mask, segments=segments)
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the token that stands at each of the hidden states (..., D)."""
@@ -76,12 +75,10 @@ class BERT(nn.Module):
         """Logits (B, 2) of hidden states (B, T, D): 0, the second text follows the first; 1, it is from elsewhere."""
         assert self.pooler is not None
         assert self.nsp_head is not None
-        logits: Tensor = self.nsp_head(self.pooler(hidden))
-        return logits
+        return self.nsp_head(self.pooler(hidden))
 
     def label_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the labels, of hidden states (B, T, D): (B, C) of the whole input, or (B, T, C) of each token."""
         assert self.classifier is not None
         read = self.pooler(hidden) if self.pooler is not None and "sequence" in self.heads else hidden
-        logits: Tensor = self.classifier(drop(read, self.config.dropout, self.training))
-        return logits
+        return self.classifier(drop(read, self.config.dropout, self.training))

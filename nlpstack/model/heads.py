@@ -33,8 +33,7 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        transformed: Tensor = self.norm(activate(self.dense(hidden), self.activation))
-        return transformed
+        return self.norm(activate(self.dense(hidden), self.activation))
 
 
 class Pooler(nn.Module):

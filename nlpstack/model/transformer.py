@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -43,8 +43,7 @@ class TransformerConfig:
     tied: bool = True  # the unembedding is the token embedding
     dropout: float = 0.0  # of embeddings, attention weights and each sublayer's output
 
-    @model_validator(mode="after")
-    def _check(self) -> "TransformerConfig":
+    def __post_init__(self) -> None:
         for name in ("max_seq_len", "dim", "n_layers", "n_heads"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -68,7 +67,6 @@ class TransformerConfig:
         if len(self.rope_stretch) not in (0, 1, 4) or min(factor, original + 1, low + 1) <= 0 or low >= high:
             wanted = "[factor] or [factor, first context, low, high], the factor above 0 and low below high"
             raise ValueError(f"rope_stretch={list(self.rope_stretch)} must be {wanted}")
-        return self
 
     @property
     def head_dim(self) -> int:
@@ -190,8 +188,7 @@ class Attention(nn.Module):
         product = plain_attention if given.plain else fused_attention
         dropout = self.dropout if self.training else 0.0
         y = product(q, k, v, given.mask.attn_mask, causal=given.mask.is_causal, dropout=dropout)
-        mixed: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
-        return mixed
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -214,8 +211,7 @@ class FeedForward(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         wide = self.up_proj(x)  # (B, T, ffn_dim)
         wide = F.silu(self.gate_proj(x)) * wide if self.activation == "swiglu" else activate(wide, self.activation)
-        narrow: Tensor = self.down_proj(wide)
-        return narrow
+        return self.down_proj(wide)
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
@@ -300,8 +296,7 @@ class Transformer(nn.Module):
         if cache is not None:  # every layer has stored the new columns
             cache.length, cache.mask = n_cached + n_new, full_mask
         whole = n_layers is None or n_layers == len(self.blocks)
-        hidden: Tensor = self.norm(x) if self.config.pre_norm and whole else x
-        return hidden
+        return self.norm(x) if self.config.pre_norm and whole else x
 
     def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
         x = self.tokens(tokens)  # (B, T, D)
