@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch
+from nlpstack.data.batch import IGNORE_INDEX
 from nlpstack.data.shards import TokenShards
 from nlpstack.metrics import Metric
 from nlpstack.metrics.entities import EntityScores
 from nlpstack.metrics.language_model import LanguageModelScores, MaskedLMScores
 from nlpstack.tasks import NER, CausalLM, Classification, EvalConfig, LabelledTask
 from nlpstack.tasks.causal_lm import WindowBatch
+from nlpstack.tasks.masked_lm import ScoredBatch
 
 SHOWN = ("accuracy", "entity_f1", "word_accuracy", "mlm_accuracy")  # of what a run's end says of guesses
 _COUNTED_TOKENS = 1 << 24  # of the training text, from its beginning: counts of what is frequent settle long before
@@ -64,7 +65,7 @@ def language_baselines(task: CausalLM, train: TokenShards, batches: Iterable[Win
     return {**metrics}
 
 
-def masked_baselines(train: TokenShards, batches: Iterable[Batch]) -> dict[str, Metric]:
+def masked_baselines(train: TokenShards, batches: Iterable[ScoredBatch]) -> dict[str, Metric]:
     """mlm_accuracy of two guesses at the hidden tokens of `batches`, learned from the tokens of a training split.
 
     "unigram": always the most frequent token. "bigram": the most frequent one after the left neighbour as it stands in
@@ -72,7 +73,7 @@ def masked_baselines(train: TokenShards, batches: Iterable[Batch]) -> dict[str, 
     """
     unigram, followers = Bigrams(train).likeliest()
     metrics = {"unigram": MaskedLMScores(), "bigram": MaskedLMScores()}
-    for batch in batches:
+    for batch in (scored.batch for scored in batches if not scored.alone):
         assert batch.places is not None
         labels, places = batch.labels["mlm"].numpy(), batch.places.numpy()
         counted = labels != IGNORE_INDEX

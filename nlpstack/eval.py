@@ -230,4 +230,4 @@ class Scored:
         tokens, batches = subject.tokens(self.train, task), task.eval_batches(subject.model, self.data, config)
         if isinstance(task, CausalLM):
             return language_baselines(task, tokens, batches)  # type: ignore[arg-type]
-        return masked_baselines(tokens, (scored.batch for scored in batches if not scored.alone))  # type: ignore
+        return masked_baselines(tokens, batches)  # type: ignore[arg-type]

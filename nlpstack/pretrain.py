@@ -115,10 +115,8 @@ def _material(
         val=val,
         first_loss=first_loss if start is None else None,
         write_samples=write_samples,
-        baselines=dict
-        if isinstance(task, CausalLM)
-        else lambda: masked_baselines(
-            learned, (scored.batch for scored in task.eval_batches(model, val, config.eval) if not scored.alone)
+        baselines=lambda: (
+            {} if isinstance(task, CausalLM) else masked_baselines(learned, task.eval_batches(model, val, config.eval))
         ),
     )
 
