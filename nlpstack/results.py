@@ -15,7 +15,7 @@ from nlpstack.config import build, check_keys, near, parse_override, resolve
 from nlpstack.errors import ConfigError
 from nlpstack.metrics import Metric, Score, Units, lower_is_better
 from nlpstack.metrics.classification import correlation_formula
-from nlpstack.metrics.intervals import drawn_scores, make_scores
+from nlpstack.metrics.intervals import make_scores
 from nlpstack.recipes import find_recipe
 from nlpstack.tasks import EvalConfig, ScoreConfig, TaskConfig
 from nlpstack.train.log import finite
@@ -85,9 +85,7 @@ def make_result(
 ) -> dict[str, Any]:
     """What a result says of scores: the numbers, what is more than a number, and how they came about."""
     parts = metric.parts()
-    how: dict[str, Any] = {"n_resamples": config.resamples, "seed": config.seed}
-    drawn = drawn_scores(parts, **how)
-    scores = make_scores(parts, drawn, signature, **how)
+    scores, drawn = make_scores(parts, signature, n_resamples=config.resamples, seed=config.seed)
     for name in options.metrics:
         if name not in scores:
             raise ConfigError(f"--metric {name}: not a metric of the task {task}{near(name, scores)}")

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from nlpstack.metrics.intervals import Score, Units, drawn_scores, make_scores
+from nlpstack.metrics.intervals import Score, Units, make_scores
 
 __all__ = ["Metric", "Score", "Units", "compute", "lower_is_better"]
 
@@ -25,6 +25,4 @@ class Metric(Protocol):
 
 def compute(metric: Metric, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
     """Every score of what was counted, each with its 95 % interval."""
-    parts = metric.parts()
-    drawn = drawn_scores(parts, n_resamples=n_resamples, seed=seed)
-    return make_scores(parts, drawn, signature, n_resamples=n_resamples, seed=seed)
+    return make_scores(metric.parts(), signature, n_resamples=n_resamples, seed=seed)[0]

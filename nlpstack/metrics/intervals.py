@@ -65,15 +65,15 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, place.ravel()
 
 
-def make_scores(parts: list[Units], drawn: Drawn, signature: str, *, n_resamples: int, seed: int) -> dict[str, Score]:
-    """Every score with the 95 % interval of its resamples; nan where there are none."""
-    found = {}
+def make_scores(parts: list[Units], signature: str, *, n_resamples: int, seed: int) -> tuple[dict[str, Score], Drawn]:
+    """Every score with the 95 % interval of its resamples, and these; nan where there are none."""
+    found, drawn = {}, drawn_scores(parts, n_resamples=n_resamples, seed=seed)
     for part in parts:
         for name, (value, above) in part.scores(part.rows, np.ones((1, len(part.rows)), dtype=np.int64)).items():
             how = f"{part.readings.get(name, '')}|unit:{part.unit}|resamples:{n_resamples}|seed:{seed}"
             interval = percentiles(drawn[name][1] if name in drawn else np.zeros(0))
             found[name] = Score(float(value[0]), *interval, round(float(above[0])), signature + how)
-    return found
+    return found, drawn
 
 
 def resamples(n: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
