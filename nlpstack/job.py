@@ -229,8 +229,7 @@ class Job:
     def _write_model(self, trainer: Trainer, material: Material, scores: Mapping[str, Score] | None = None) -> None:
         state = trainer.state
         val = {name: f"{value:.4f}" for name, value in state.val.items()}
-        for name, one in (scores or {}).items():
-            val[name] = f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
+        val |= {name: f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})" for name, one in (scores or {}).items()}
         facts = {
             **shape_facts(trainer.model),
             "run": self.run.name,

@@ -140,7 +140,10 @@ class _Writer:
 
     def __init__(self, folder: Path, spec: ShardSpec, report: Note) -> None:
         self.folder, self.spec, self.report = folder, spec, report
-        _remove_orphans(folder)
+        for path in folder.glob(".shard-*.tmp-*"):  # of writers that were killed; one that is being written is locked
+            with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
         self.entries = list(_whole_entries(folder, spec))
         self.n_pieces = self.n_tokens = self.n_bytes = 0  # all that are done
         self.fresh = True  # the next piece begins a document
@@ -243,14 +246,6 @@ def _locked(path: Path) -> IO[bytes]:
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return file
         file.close()  # taken for an orphan between the two calls
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Delete unfinished shards of writers that were killed; one that is being written is locked."""
-    for path in folder.glob(".shard-*.tmp-*"):
-        with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
 
 
 def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:

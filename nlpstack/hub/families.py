@@ -39,9 +39,7 @@ class Family:
     twice: Mapping[str, str]  # second name of a tensor that is tied -> the first
     old_names: Mapping[str, str] = field(default_factory=dict)  # ends of tensor names in old files -> today's
     buffers: str  # pattern of stored tensors that are no weights
-    gguf: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what GGUF files call the shape's sizes -> keys of config.json
+    gguf: Mapping[str, str] = field(default_factory=dict)  # what GGUF files call the sizes -> keys of config.json
 
 
 _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))

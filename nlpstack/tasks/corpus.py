@@ -49,7 +49,5 @@ def tokenize_split(
         sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
     )
     encode = partial(tokenizer.encode_batch, threads=threads or torch.get_num_threads())
-    segment = partial(split_sentences, language=layout.language) if layout.language else None
-    return load_or_tokenize(
-        split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=segment
-    )
+    cut = partial(split_sentences, language=layout.language) if layout.language else None
+    return load_or_tokenize(split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=cut)
