@@ -55,8 +55,7 @@ def resolve(recipe: Path, schema: Schema, flags: Mapping[str, Any], overrides: I
     notes = [note for name, cls in schema.items() for note in _fit_options(values[name], layers, name, cls)]
     set_by = [(source, name, key) for source, layer in layers for name, entries in layer.items() for key in entries]
     origin = {f"{name}.{key}": source for source, name, key in set_by if key in values[name]}
-    sections: dict[str, Any] = {s: build(cls, values[s], s, origin, str(recipe)) for s, cls in schema.items()}
-    return Resolved(sections, origin, notes)
+    return Resolved({s: build(cls, values[s], s, origin, str(recipe)) for s, cls in schema.items()}, origin, notes)
 
 
 def _drop_rivals(values: dict[str, Any], section: str, entries: dict[str, Any], source: str, cls: type) -> None:

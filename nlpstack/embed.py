@@ -211,16 +211,14 @@ class _Encoder:
 
     @torch.inference_mode()
     def _pooled(self, rows: list[np.ndarray]) -> list[np.ndarray]:
-        device = self.model.transformer.tokens.weight.device
-        batch = pad_batch(rows, None, self.frame.pad_id).to(device)
+        batch = pad_batch(rows, None, self.frame.pad_id).to(self.model.transformer.tokens.weight.device)
         hidden: Tensor = self.model.transformer(batch.tokens, mask=batch.mask, n_layers=self.layer).float()  # (B, T, D)
         if self.options.pooling == "cls":
             return list(hidden[:, 0].cpu().numpy())
         if self.options.pooling == "mean":
             return list(mean_pooled(hidden, batch.mask).cpu().numpy())
         first, last = len(self.frame.cls), len(self.frame.sep)
-        states = hidden.cpu().numpy()
-        return [one[first : len(row) - last].copy() for one, row in zip(states, rows, strict=True)]
+        return [one[first : len(row) - last].copy() for one, row in zip(hidden.cpu().numpy(), rows, strict=True)]
 
     def about(self) -> dict[str, object]:
         """What z-scores belong to. The hash is of the core's weights in fp32, whatever file they came from."""

@@ -75,8 +75,7 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
     task: CausalLM | MaskedLM = CausalLM(tokenizer)
     if not config.model.causal:
         task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
-    parts = splits["train"], splits["val"]
-    shards = [tokenize_split(part, tokenizer, task.layout, cache, note=note) for part in parts]
+    shards = [tokenize_split(splits[part], tokenizer, task.layout, cache, note=note) for part in ("train", "val")]
     material = _material(config, start, task, shards, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")

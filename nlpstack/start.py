@@ -45,8 +45,7 @@ def finished_runs(folder: Path, task: str = "") -> list[Path]:
 
 def _task_of(run: Path) -> str:
     record = read_toml(run / "config.toml")
-    plain = "causal_lm" if record.get("model", {}).get("causal") else "masked_lm"
-    return record.get("task", {}).get("name") or plain
+    return record.get("task", {}).get("name") or ("causal_lm" if record.get("model", {}).get("causal") else "masked_lm")
 
 
 def newest_pretrained(runs: Path, *, causal: bool) -> Path:

@@ -115,6 +115,5 @@ class EntityScores:
         table = {}
         for kind in sorted(n_found | n_true):
             shares = {"precision": hits[kind] / max(1, n_found[kind]), "recall": hits[kind] / max(1, n_true[kind])}
-            f1 = 2 * hits[kind] / (n_found[kind] + n_true[kind])
-            table[kind] = {**shares, "f1": f1, "n": n_true[kind]}
+            table[kind] = {**shares, "f1": 2 * hits[kind] / (n_found[kind] + n_true[kind]), "n": n_true[kind]}
         return {"per_class": table}

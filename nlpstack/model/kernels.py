@@ -35,10 +35,7 @@ def faster_in_training(device_type: str, dtype: str, dropout: float) -> str:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Wx + b: (..., in) -> (..., out).
-
-    One row in bf16 on a CPU, as in decoding, goes through the matrix-vector kernel (benchmarks/RESULTS.md).
-    """
+    """Wx + b: (..., in) -> (..., out); of one bf16 row on a CPU, as in decoding, by `mv` (benchmarks/RESULTS.md)."""
     is_row = x.numel() == x.shape[-1] and x.dtype == weight.dtype == torch.bfloat16
     if not is_row or x.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight, bias)

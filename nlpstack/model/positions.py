@@ -41,8 +41,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Component i is paired with i + K / 2 (the order of Llama's published weights), not with its neighbour.
     """
     first, second = heads.chunk(2, dim=-1)  # each (B, H, T, K / 2)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(heads.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
 
 
 def sinusoidal(positions: Tensor, dim: int) -> Tensor:

@@ -202,8 +202,7 @@ class MaskedLM(Task):
             tokens = rows.row(0, number * rows.n_rows // n_wanted).tokens
             end = len(tokens) - 1  # [SEP] is not hidden, nor is [CLS]
             for start in range(1, end, n_rows):
-                batch = one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
-                yield ScoredBatch(batch=batch, alone=True)
+                yield ScoredBatch(batch=one_hidden_each(tokens, start, min(start + n_rows, end), self.form), alone=True)
 
     def score(self, model: nn.Module, batch: ScoredBatch, metric: MaskedLMScores) -> None:
         """Score a batch."""
