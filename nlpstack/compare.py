@@ -82,6 +82,5 @@ def _compared(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict
     better = "neither"
     if None not in values and p is not None and p < 0.05:
         better = "second" if (values[1] > values[0]) != lower_is_better(name) else "first"
-    difference = None if None in values else values[1] - values[0]
-    shown = {"first": values[0], "second": values[1], "difference": difference}
+    shown = {"first": values[0], "second": values[1], "difference": None if None in values else values[1] - values[0]}
     return dict(finite(shown | {"low": low, "high": high, "p": p, "better": better}))

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INSTALL = "pip install 'nlpstack[report]'"
-_PAGE = Path(__file__).with_name("report_attention.html")
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _DPI = 150
 _FEW = 60  # points that are drawn one by one as well
@@ -202,7 +201,7 @@ def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
         "weights": base64.b64encode(zlib.compress(np.rint(np.sqrt(pattern.weights) * 255).astype(np.uint8))).decode(),
     }
     text = json.dumps(values, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # no tag can begin in it
-    return _PAGE.read_text(encoding="utf-8").replace(">DATA<", f">{text}<")
+    return Path(__file__).with_name("report_attention.html").read_text(encoding="utf-8").replace(">DATA<", f">{text}<")
 
 
 @drawing()

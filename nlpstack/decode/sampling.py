@@ -20,7 +20,6 @@ def _id_or_text(value: Any) -> Any:
     return value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Token = Annotated[int | str, BeforeValidator(_id_or_text)]  # a text must be one token of the model's tokenizer
 Tokens = Annotated[tuple[Token, ...], BeforeValidator(_as_tuple)]
 
@@ -73,7 +72,7 @@ class Sampling:
     logit_bias: dict[Token, float] = field(default_factory=dict, hash=False)  # is added to the token's logit
     banned: Tokens = ()  # never chosen
     forced: Tokens = ()  # the new text begins with these, whatever else rules them out
-    stop: Strings = ()  # text ends before the first of these
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()  # text ends before the first of these
     samples: int = 1  # texts a prompt; of beam search, the best ones
     logprobs: bool = False  # keep each new token's log-probability under the model's own distribution
     seed: int = 0  # another one draws other text

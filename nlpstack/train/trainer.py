@@ -182,8 +182,7 @@ class Trainer:
         examples = self.loader.order.step(0 if self.optim.full_batch else self.state.step)
         where = f"step {report.step}: loss {report.loss}, gradient norm {report.grad_norm}, "
         where += f"batch of epoch {examples[0][0]}, blocks {[index for _, index in examples[:4]]}..."
-        finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)
-        fault = "new weights not finite" if finite else "not finite"
+        fault = "new weights not finite" if all(map(math.isfinite, (report.loss, report.grad_norm))) else "not finite"
         allowed = FP16_SKIPS if self.choices.dtype == "fp16" else self.config.max_skips
         if self.state.skips > allowed:
             cure = "the last checkpoint stands. Lower optim.lr, raise optim.warmup, or use train.dtype=fp32"
