@@ -7,7 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -43,15 +43,13 @@ def drawing() -> Iterator[None]:
     """matplotlib in its own colours whatever the user's settings are, and silent; put back afterwards."""
     # It warns where the home folder cannot hold its list of fonts and when it makes it; neither changes a picture.
     logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with ExitStack() as undo:
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
         from matplotlib import style
 
-        with style.context(["default", {"text.parse_math": False, "font.family": [_FONT]}]):
-            yield
-    finally:
-        logger.setLevel(level)
+        undo.enter_context(style.context(["default", {"text.parse_math": False, "font.family": [_FONT]}]))
+        yield
 
 
 def png(figure: "Figure", **options: Any) -> bytes:

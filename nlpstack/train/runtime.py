@@ -22,6 +22,7 @@ from nlpstack import __version__
 from nlpstack.errors import ConfigError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without which cuBLAS may add up in another order
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Dense bf16 peaks in FLOP/s as their maker states them; other devices are measured.
@@ -137,22 +138,19 @@ def session(*, threads: int | None, deterministic: bool = False) -> Iterator[Non
     `deterministic` costs nothing on a CPU, where it keeps compiled code from adding up gradients in the order in which
     threads happen to arrive; on a GPU it costs speed.
     """
-    old_threads, old_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    old_fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    old_workspace = {name: value for name, value in os.environ.items() if name == "CUBLAS_WORKSPACE_CONFIG"}
-    torch.set_num_threads(threads or old_threads)
-    if deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
+    fill: Any = torch.utils.deterministic
+    with ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        undo.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        undo.callback(setattr, fill, "fill_uninitialized_memory", fill.fill_uninitialized_memory)
+        undo.callback(os.environ.update, {name: os.environ[name] for name in (_WORKSPACE,) if name in os.environ})
+        undo.callback(os.environ.pop, _WORKSPACE, None)
+        torch.set_num_threads(threads or torch.get_num_threads())
+        if deterministic:
+            os.environ[_WORKSPACE] = ":4096:8"
+            torch.use_deterministic_algorithms(True)
+            fill.fill_uninitialized_memory = False
         yield
-    finally:
-        torch.set_num_threads(old_threads)
-        torch.use_deterministic_algorithms(old_deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = old_fill  # type: ignore[attr-defined]
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        os.environ.update(old_workspace)
 
 
 def keep_freed_memory() -> None:
