@@ -64,7 +64,8 @@ class BERT(nn.Module):
 
     def forward(self, tokens: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T); mask (B, T) is True at real tokens, segments (B, T) are 0 or 1."""
-        return self.transformer(tokens, mask=mask, segments=segments)
+        hidden: Tensor = self.transformer(tokens, mask=mask, segments=segments)
+        return hidden
 
     def mlm_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the token that stands at each of the hidden states (..., D)."""
@@ -75,10 +76,12 @@ class BERT(nn.Module):
         """Logits (B, 2) of hidden states (B, T, D): 0, the second text follows the first; 1, it is from elsewhere."""
         assert self.pooler is not None
         assert self.nsp_head is not None
-        return self.nsp_head(self.pooler(hidden))
+        logits: Tensor = self.nsp_head(self.pooler(hidden))
+        return logits
 
     def label_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the labels, of hidden states (B, T, D): (B, C) of the whole input, or (B, T, C) of each token."""
         assert self.classifier is not None
         read = self.pooler(hidden) if self.pooler is not None and "sequence" in self.heads else hidden
-        return self.classifier(drop(read, self.config.dropout, self.training))
+        logits: Tensor = self.classifier(drop(read, self.config.dropout, self.training))
+        return logits

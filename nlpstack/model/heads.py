@@ -33,7 +33,8 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.norm(activate(self.dense(hidden), self.activation))
+        transformed: Tensor = self.norm(activate(self.dense(hidden), self.activation))
+        return transformed
 
 
 class Pooler(nn.Module):

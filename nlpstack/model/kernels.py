@@ -78,4 +78,5 @@ def drop(x: Tensor, share: float, training: bool = True) -> Tensor:
         return F.dropout(x, share)
     n_dropped = min(round(share * _STEPS), _STEPS - 1)
     seed = torch.randint(2**63 - 1, ())  # from torch's generator, whose state a checkpoint has
-    return x * (kept(x, n_dropped, seed).to(x.dtype) * (_STEPS / (_STEPS - n_dropped)))
+    scaled: Tensor = kept(x, n_dropped, seed).to(x.dtype) * (_STEPS / (_STEPS - n_dropped))
+    return x * scaled

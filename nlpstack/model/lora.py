@@ -70,7 +70,8 @@ class LoRALinear(nn.Module):
     def _stretch(self, weight: Tensor) -> Tensor:
         """Row by row, what makes lengths the trained ones; no gradient flows through the own lengths (DoRA, 4.3)."""
         assert self.magnitude is not None
-        return self.magnitude / weight.detach().norm(dim=1)
+        lengths: Tensor = weight.detach().norm(dim=1)
+        return self.magnitude / lengths
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

@@ -25,7 +25,7 @@ def linear_cross_entropy(
     together with the loss, chunk by chunk, since for a sum it only has to be scaled afterwards.
     """
     rows, flat = hidden.reshape(-1, hidden.shape[-1]).to(product_dtype(hidden)), labels.reshape(-1)
-    return _LinearCrossEntropy.apply(rows, weight, bias, flat, chunk)  # type: ignore[no-untyped-call]
+    return _LinearCrossEntropy.apply(rows, weight, bias, flat, chunk)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @torch.no_grad()

@@ -188,7 +188,8 @@ class Attention(nn.Module):
         product = plain_attention if given.plain else fused_attention
         dropout = self.dropout if self.training else 0.0
         y = product(q, k, v, given.mask.attn_mask, causal=given.mask.is_causal, dropout=dropout)
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
+        mixed: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))  # (B, H, T, K) -> (B, T, D)
+        return mixed
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -211,7 +212,8 @@ class FeedForward(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         wide = self.up_proj(x)  # (B, T, ffn_dim)
         wide = F.silu(self.gate_proj(x)) * wide if self.activation == "swiglu" else activate(wide, self.activation)
-        return self.down_proj(wide)
+        narrow: Tensor = self.down_proj(wide)
+        return narrow
 
 
 def make_norm(config: TransformerConfig) -> nn.Module:
