@@ -107,7 +107,6 @@ def labelled_baselines(
 
 
 def _majority(task: Classification, train: Sequence[Any], scored: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """The most frequent label of training, or the mean number."""
     if task.labels.problem == "regression":
         guess = float(np.mean([example.label for example in train]))
     else:

@@ -70,7 +70,6 @@ def _differs(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
 
 
 def _compared(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is to say of one score, which may be why it does not compare."""
     if reason := _differs(name, one, two):
         return {"refused": reason}
     values = [result["metrics"][name]["value"] for result in (one, two)]

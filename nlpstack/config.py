@@ -137,7 +137,6 @@ def _read_recipe(path: Path, schema: Schema) -> list[Layer]:
 
 
 def _layer(tables: dict[str, Any], path: Path, schema: Schema) -> Layer:
-    """What to call a recipe's file, and its sections."""
     sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
     for name, entries in sections.items():
         if not isinstance(entries, dict):

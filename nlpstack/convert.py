@@ -72,7 +72,6 @@ class Pickled(Weights):
         self.kinds = {name: names.get(self._tensors[name].dtype, str(self._tensors[name].dtype)) for name in self.sizes}
 
     def _of_folder(self, folder: Path) -> list[Path]:
-        """The file of a folder, or those that its index names."""
         names = [_PICKLED]
         if not (folder / _PICKLED).is_file() and (folder / _PICKLED_INDEX).is_file():
             shards = read_json_object(folder / _PICKLED_INDEX, ModelError).get("weight_map")
@@ -88,7 +87,6 @@ class Pickled(Weights):
 
 
 def _is_plain(name: object, value: object) -> bool:
-    """Whether these are a name and a tensor whose values are all there."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         return False
     return value.nbytes <= value.untyped_storage().nbytes()

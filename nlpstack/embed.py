@@ -180,8 +180,6 @@ def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 class _Encoder:
-    """A model as it was asked for."""
-
     def __init__(self, model: LanguageModel | str | Path, options: EmbedOptions) -> None:
         self.model, self.name = open_model(model, device=options.device)
         self.options = options

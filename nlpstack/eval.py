@@ -140,7 +140,6 @@ class Subject:
         return tokenize_split(split, self.model.tokenizer, task.layout, self.cache, note=self.note)
 
     def _labelled(self, name: str) -> "Scored":
-        """A split of labelled data."""
         paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
         files: dict[str, list[Path]] = find_splits(paths, kind)
 

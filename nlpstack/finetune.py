@@ -65,7 +65,6 @@ def finetune(
 
 
 def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: Note) -> Material:
-    """The model with what the task needs on it, and the data as rows."""
     config = run.config
     name, seed, paths = config.task.name, config.train.seed, config.data.paths
     splits: dict[str, Any] = load_labelled(paths, name, val_share=config.data.val_share, seed=seed, note=note)

@@ -198,7 +198,6 @@ def doctor(
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str | None]:
-    """The version of each package, None of one that is not installed."""
     found: dict[str, str | None] = dict.fromkeys(packages)
     for name in packages:
         with suppress(metadata.PackageNotFoundError):

@@ -52,6 +52,5 @@ def merge(
 
 @torch.inference_mode()
 def _logits(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """What the model's own head says of the tokens."""
     hidden: Tensor = model(tokens)
     return hidden if isinstance(model, GPT) or model.classifier is None else model.label_logits(hidden)

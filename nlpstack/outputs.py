@@ -61,7 +61,6 @@ def score_outputs(
 
 
 def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScores, list[Any], list[Any]]:
-    """The metric that goes with the labels, and the labels as it takes them."""
     both = [*found, *gold]
     if len(kinds := set(map(type, both))) > 1:
         raise DataError("predictions and references have labels of different kinds; give classes, lists or numbers")

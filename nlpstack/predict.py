@@ -80,7 +80,6 @@ def fill_mask(
 
 
 def _ready(model: LanguageModel | str | Path, device: str) -> tuple[BERT, str]:
-    """A model that can fill masks, and what to call it."""
     ready, name = open_model(model, device=device)
     if not isinstance(ready, BERT):
         cure = "fill-mask takes a BERT, and 'nlpstack generate' goes on from a text"
@@ -95,7 +94,6 @@ def _ready(model: LanguageModel | str | Path, device: str) -> tuple[BERT, str]:
 
 
 def _parts(text: str, tokenizer: Any) -> list[str]:
-    """What stands before, between and after the masks."""
     mask = tokenizer.mask_token
     parts = text.split(mask)
     if len(parts) == 1:

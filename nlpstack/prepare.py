@@ -125,7 +125,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _counts(name: str, examples: Sequence[Any], problems: list[str]) -> dict[str, Any]:
-    """Counts of a split: examples, labels or entities, and doubles."""
     answers: dict[object, set[object]] = {}
     labels: Counter[str] = Counter()
     for one in examples:

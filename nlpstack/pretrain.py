@@ -85,7 +85,6 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
 def _material(
     config: RunConfig, start: LanguageModel | None, task: CausalLM | MaskedLM, shards: list[TokenShards], note: Note
 ) -> Material:
-    """A GPT, and the corpus as blocks of tokens; or a BERT, and the corpus as rows with hidden tokens."""
     length, train, first_loss = config.model.max_seq_len, config.train, math.log(task.tokenizer.vocab_size)
     learned, val = shards
     if isinstance(task, CausalLM):

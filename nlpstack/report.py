@@ -152,7 +152,6 @@ def _shown(value: Any) -> str:
 
 
 def _losses(result: Mapping[str, Any]) -> str:
-    """The picture of a run's losses, a PNG in base64; nothing of what is no run."""
     run = Path(result["model"])
     return base64.b64encode(loss_picture(run)).decode() if (run / "metrics.jsonl").exists() else ""
 

@@ -31,7 +31,6 @@ def doctor_command(out: str | None, full: bool, as_json: bool, quiet: bool, **gi
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """A line a section, its findings as --json names them; bytes in GiB."""
     for name, section in found.items():
         if name == "extras":
             for extra, has in section.items():

@@ -61,7 +61,6 @@ def embed_command(source: str, model: str, out: str | None, **given: Any) -> Non
 
 
 def _report(result: "Embeddings", source: str, zscore: str | None) -> str:
-    """What was cut, how alike the vectors are, and what z-scoring did."""
     lines = [
         f"truncated: {cut.texts:,} texts of {path} lost {cut.tokens:,} tokens beyond the context"
         for path, cut in ((source, result.cut), (zscore, result.corpus_cut))

@@ -152,7 +152,6 @@ def make_sampling(given: dict[str, Any]) -> tuple["Sampling", set[str]]:
 
 
 def _token(word: str) -> int | str:
-    """A token as a flag spells it: id:N, or its text."""
     return int(word[3:]) if re.fullmatch(r"id:[0-9]+", word) else word
 
 
@@ -174,7 +173,6 @@ def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
 
 
 def _prompts(model: str, given: tuple[str, ...], file: str | None) -> tuple[list[str], str]:
-    """The prompts, and in words where they come from."""
     from nlpstack.generate import default_prompts, read_prompts
 
     if given and file is not None:
@@ -224,7 +222,6 @@ def _logprob_lines(one: "Generation") -> str:
 
 
 def _report(result: "GenerationResult", sampling: "Sampling", given: set[str], prompts: str) -> str:
-    """Where the prompts came from, what they were continued with, and how fast."""
     timing, n_slides = result.timing, sum(one.slides for one in result.generations)
     used = {"max_new_tokens"}
     if sampling.beams > 1:

@@ -35,7 +35,6 @@ def info_command(target: str, overrides: tuple[str, ...], as_json: bool, quiet: 
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    """The report, a figure a line."""
     from nlpstack.memory import MemoryEstimate
 
     says = {part.name: get_args(part.type)[1] for part in fields(MemoryEstimate)}

@@ -120,7 +120,6 @@ def _intact(folder: Path, spec: ShardSpec) -> bool:
 
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:
-    """Whether all files of a shard are as its entry says."""
     paths = {key: folder / f"{entry['name']}{suffix}" for key, suffix in spec.files.items()}
     return all(path.is_file() and sha256_file(path) == entry[key] for key, path in paths.items())
 

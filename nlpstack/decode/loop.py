@@ -85,8 +85,6 @@ def _write(model: GPT, prompts: list[Prompt], texts: "Beams | _Samples", timing:
 
 
 class _Samples:
-    """Texts whose next tokens are the likeliest, or drawn."""
-
     def __init__(self, prompts: list[Prompt], rules: TokenRules, on_text: Callable[[str], None] | None) -> None:
         self.rules, self.on_text = rules, on_text
         self.texts = [Text(prompt, rules, n) for prompt in prompts for n in range(rules.sampling.samples)]

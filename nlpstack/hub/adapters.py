@@ -83,7 +83,6 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
 
 
 def _linear_names(model: LanguageModel, family: str) -> Linears:
-    """Those of a model's blocks."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".blocks." in name]
     plan = layout(family, [f"{name.removesuffix('.base')}.weight" for name in names])
     return {s.name.removesuffix(".weight"): tuple(one.removesuffix(".weight") for one in s.holds) for s in plan}
@@ -115,14 +114,11 @@ def _to_peft(model: LanguageModel, linears: Linears) -> tuple[dict[str, Tensor],
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:
-    """The linear layer of a name, whether wrapped or not."""
     layer = model.get_submodule(name)
     return cast(nn.Linear, getattr(layer, "base", layer))
 
 
 class _Read(NamedTuple):
-    """What stands in an adapter folder."""
-
     file: Path  # of the tensors
     asked: Mapping[str, Any]  # by PEFT's file
     ours: Mapping[str, Any]  # of our own file, nothing where another program wrote the folder
@@ -168,7 +164,6 @@ def _find_base(folder: Path, named: object) -> Path:
 
 
 def _read_lora(asked: Mapping[str, Any], ours: Mapping[str, Any], source: Path) -> LoRAConfig:
-    """The kind of adapters; raises ModelError for kinds that are not ours."""
     if asked.get("peft_type") != "LORA":
         raise ModelError(f"{source}: peft_type={asked.get('peft_type')!r} is not supported; LORA is")
     if asked.get("bias", "none") != "none":

@@ -177,7 +177,6 @@ def _after_pad(given: Json, source: Path) -> Json:
 
 
 def _refuse_rest(family: Family, given: Json, config: TransformerConfig, source: Path) -> None:
-    """Raise ModelError if a key says anything else than the family's config of this shape would."""
     written = _family_values(family, config)
     activation = {name for name, ours in family.keys.items() if ours == "activation"}  # has several spellings
     told = _OFF | written

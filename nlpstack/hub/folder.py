@@ -203,7 +203,6 @@ def read_folder(
 
 
 def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mapping[str, object], source: Path) -> None:
-    """Raise ModelError if the tokenizer is not one for the model of this config.json."""
     size, pad = getattr(tokenizer, "vocab_size", 0), getattr(tokenizer, "pad_id", None)
     first, cure = config.position_offset, "use the tokenizer the model was trained with"
     if size > config.vocab_size:

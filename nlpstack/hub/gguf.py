@@ -111,7 +111,6 @@ class GGUF(Weights):
         return placed
 
     def _family_names(self, n_blocks: object) -> dict[str, str]:
-        """Names of tensors in the file -> those of the family."""
         if type(n_blocks) is not int or n_blocks > len(self._stored):
             fault = f"has {len(self._stored):,} tensors, too few for a block_count of {n_blocks!r}"
             raise ModelError(f"{self.source}: {fault}; {_MEND}")

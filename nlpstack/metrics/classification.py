@@ -33,7 +33,6 @@ def multi_label_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
 
 
 def _averages(hits: np.ndarray, found: np.ndarray, true: np.ndarray, occurs: np.ndarray, n: np.ndarray) -> Values:
-    """Of counts by label (R, C)."""
     scores = {}
     for name, above, below in ("precision", hits, found), ("recall", hits, true), ("f1", 2 * hits, found + true):
         scores[f"{name}_micro"] = share(above.sum(axis=1), below.sum(axis=1)), n
@@ -43,7 +42,6 @@ def _averages(hits: np.ndarray, found: np.ndarray, true: np.ndarray, occurs: np.
 
 
 def _mean(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Of the labels' shares, `above` / `below`."""
     return share((share(above, below) * weights).sum(axis=1), weights.sum(axis=1))
 
 

@@ -199,5 +199,4 @@ def _answers(example: PromptExample, *, whole: bool = False) -> tuple[str, ...]:
 
 
 def _before_last(messages: Sequence[Message]) -> Sequence[Message]:
-    """A conversation without the assistant's last turn, which is to be written."""
     return messages[:-1] if messages[-1][0] == ASSISTANT else messages

@@ -123,7 +123,6 @@ class PublishedTokenizer(Tokenizer):
 
 
 def _read(folder: Path) -> dict[str, bytes]:
-    """A folder's files, by name: those of the first form that it has, and settings."""
     first = next(name for name in FILES if (folder / name).is_file())
     names = (BPE_FILE, _MERGES) if first == BPE_FILE else (JSON_FILE, VOCAB_FILE)
     return {n: (folder / n).read_bytes() for n in (*names, *SETTINGS, _TEMPLATE) if (folder / n).is_file()}
@@ -154,7 +153,6 @@ def _role_tokens(said: list[dict[str, Any]], known: Iterable[str]) -> dict[str, 
 
 
 def _library(file: Path, data: bytes) -> Any:
-    """The library's tokenizer of a tokenizer.json."""
     try:
         from tokenizers import Tokenizer
 
@@ -190,7 +188,6 @@ def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str,
 
 
 def _lines(file: Path, data: bytes) -> list[str]:
-    """The pieces of a vocab.txt, one a line."""
     try:
         lines = data.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

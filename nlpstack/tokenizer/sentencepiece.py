@@ -153,7 +153,6 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at a place, and the place after it."""
     end = at
     while data[end] & 0x80:
         end += 1

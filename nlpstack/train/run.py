@@ -241,7 +241,6 @@ class RunFolder:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    """The lock file of a run's folder, which holds the lock as long as it is open."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run

@@ -271,7 +271,6 @@ class Trainer:
         self.checkpoints.save(Checkpoint(trainable_state(self.model), tensors, state), best_step=self.state.best_step)
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        """Put saved weights in place of those that train."""
         if wrong := sorted(tensors.keys() ^ trainable_state(self.model).keys()):
             raise CheckpointError(f"the checkpoint holds other weights than those that train: {', '.join(wrong[:3])}")
         self.model.load_state_dict(tensors, strict=False)
