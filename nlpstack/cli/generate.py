@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nlpstack.cli import options as shared
-from nlpstack.errors import ConfigError, DataError
+from nlpstack.errors import ConfigError
 
 if TYPE_CHECKING:
     from nlpstack.decode import Generation, Sampling
@@ -106,22 +105,16 @@ def _converse(model: str, sampling: "Sampling", given: dict[str, Any]) -> None:
     if sampling.samples > 1:
         raise ConfigError(f"--samples {sampling.samples}: a conversation goes on with one text; leave it out")
     ready, name = open_model(model, device=given["device"] or "auto", dtype=given["dtype"])
-    Chat(ready.tokenizer, name)  # it has a template
-    how = {"threads": given["threads"], "dtype": given["dtype"]}
+    chat, how = Chat(ready.tokenizer, name), {"threads": given["threads"], "dtype": given["dtype"]}
     show: Callable[[str], None] | None = None if given["as_json"] else partial(click.echo, nl=False)
     said: list[tuple[str, str]] = []
     for line in _lines():
-        said.append(("user", line))
-        for forgotten in count():
-            try:
-                (one,) = generate(ready, [said], sampling, on_text=show, **how).generations
-                break
-            except DataError:
-                if len(said) < 3:
-                    raise
-                if not forgotten:
-                    click.echo("(the conversation is longer than the context: its first turns are left out)", err=True)
-                del said[:2]
+        said, whole = [*said, ("user", line)], len(said) + 1
+        while len(said) > 2 and len(chat.prompts([said])[0]) > ready.config.max_seq_len:
+            del said[:2]
+        if len(said) < whole:
+            click.echo("(the conversation is longer than the context: its first turns are left out)", err=True)
+        (one,) = generate(ready, [said], sampling, on_text=show, **how).generations
         shared.echo(_entry(one, sampling), _logprob_lines(one), as_json=given["as_json"])
         said.append((ASSISTANT, one.text.strip()))
 

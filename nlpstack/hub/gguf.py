@@ -13,8 +13,7 @@ from torch import Tensor
 from nlpstack.errors import ModelError
 from nlpstack.hub.families import FAMILIES, Json
 from nlpstack.hub.weights import Weights
-from nlpstack.tokenizer import PublishedTokenizer
-from nlpstack.tokenizer.gguf import gguf_files
+from nlpstack.tokenizer.published import PublishedTokenizer, gguf_files
 
 SUFFIX = ".gguf"
 _MEND = "get the file again, or the model as a folder"

@@ -1,10 +1,11 @@
-"""Tokenizers that others published, read from their folders by Hugging Face's `tokenizers` library."""
+"""Tokenizers that others published, of their folders or GGUF files, read by Hugging Face's `tokenizers` library."""
 
 import hashlib
 import json
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,16 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
 _MEND = "copy the folder again"
+
+# Of GGUF files.
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # kinds of tokens that no merge makes
+_LONGEST = 128
+_LISTS: dict[str, Any] = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
+_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as tokenizer_config.json and GGUF call them
+
+# The parts of a tokenizer.json by how text is cut: byte BPE's as GGUF files name them (tokenizer.ggml.pre; "default" is
+# none of them, since programs that read it differ), SentencePiece's BPE, and BERT's pieces.
+_FORMS = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
 class PublishedTokenizer(Tokenizer):
@@ -215,9 +226,8 @@ def _byte_bpe_spec(file: Path, merges: bytes | None) -> dict[str, Any]:
             if piece not in vocabulary:
                 raise ModelError(f"{beside}:{number}: {piece!r} is no piece of {file.name}; {_MEND}")
         pairs.append(pair)
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "unk_token": None, "vocab": vocabulary, "merges": pairs}
-    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": level, "decoder": level, "model": model}
+    return {**_FORMS["gpt-2"], "added_tokens": [], "model": model}
 
 
 def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, Any]) -> dict[str, Any]:
@@ -227,11 +237,68 @@ def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, 
         lower = all(piece == piece.lower() for piece in set(pieces).difference(roles.values()))
     strip = config.get("strip_accents")  # null: as lower-casing
     normalizer = {"handle_chinese_chars": chinese is None or chinese, "strip_accents": strip, "lowercase": lower}
-    model = {"unk_token": roles.get("unk", "[UNK]"), "vocab": {piece: token for token, piece in enumerate(pieces)}}
-    return {
-        "added_tokens": [],
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, **normalizer},
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {"type": "WordPiece", "max_input_chars_per_word": 100, "continuing_subword_prefix": "##", **model},
+    spec: dict[str, Any] = deepcopy(_FORMS["wordpiece"]) | {"added_tokens": []}
+    spec["normalizer"] |= normalizer
+    spec["model"] |= {"unk_token": roles.get("unk", "[UNK]"), "vocab": {piece: n for n, piece in enumerate(pieces)}}
+    return spec
+
+
+def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
+    """The tokenizer.json and tokenizer_config.json; ModelError for a tokenizer of a kind that is not known."""
+    said = {
+        key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.")
     }
+    if (model := said.get("model")) not in ("gpt2", "llama"):
+        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; there are gpt2, llama")
+    for key, kind in _LISTS.items():
+        if not isinstance(found := said.setdefault(key, []), list) or not all(isinstance(one, kind) for one in found):
+            raise ModelError(f"{source}: tokenizer.ggml.{key} is no list of what it should hold; get the file again")
+    pieces, scores, merges = said["tokens"], said["scores"], [merge.split(" ") for merge in said["merges"]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    if not pieces or len(vocabulary) < len(pieces) or (model == "llama" and not merges and len(scores) != len(pieces)):
+        fault = "lacks tokenizer.ggml.tokens, or as many scores, or has one of them twice"
+        raise ModelError(f"{source}: {fault}; get the file again")
+    added = [
+        {"id": number, "content": piece, "special": kind != _USER_DEFINED, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for number, (piece, kind) in enumerate(zip(pieces, said["token_type"], strict=False))
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+    cut = said.get("pre", "gpt-2" if metadata.get("general.architecture") == "gpt2" else None)
+    spec: dict[str, Any] = deepcopy(_FORMS["sentencepiece"])
+    if model == "gpt2" and cut not in (there := ["gpt-2", "smollm", "llama-bpe"]):
+        raise ModelError(f"{source}: tokenizer.ggml.pre={cut!r} is not supported; there are {', '.join(there)}")
+    if model == "gpt2":
+        spec = deepcopy(_FORMS[cut])
+    elif not merges and (longest := max(map(len, pieces))) > _LONGEST:  # merges would be as the square of it
+        raise ModelError(f"{source}: a piece of {longest:,} characters is not supported; at most {_LONGEST} are")
+    elif not said.get("add_space_prefix", True):
+        spec["pre_tokenizer"]["prepend_scheme"], spec["decoder"]["decoders"][-1]["start"] = "never", 0
+    ids = {f"{ours}_token": said.get(f"{theirs}_token_id") for ours, theirs in _ROLES.items()}
+    config: dict[str, Any] = {
+        role: pieces[number] for role, number in ids.items() if type(number) is int and 0 <= number < len(pieces)
+    }
+    first = config.get("bos_token") if said.get("add_bos_token", model == "llama") else None
+    spec["post_processor"] = _begun(first, vocabulary[first]) if first else None
+    merges = merges or (_implied_merges(vocabulary, scores) if model == "llama" else [])
+    spec["model"] |= {"unk_token": config.get("unk_token"), "vocab": vocabulary, "merges": merges}
+    spec |= {"version": "1.0", "added_tokens": added}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": said.get("tokenizer.chat_template")}
+    return {JSON_FILE: json.dumps(spec).encode(), SETTINGS[0]: json.dumps(config, indent=2).encode()}
+
+
+def _begun(first: str, number: int) -> dict[str, Any]:
+    """How transformers, asked for special tokens, puts one before a text; we encode without."""
+    token = {"SpecialToken": {"id": first, "type_id": 0}}
+    one, two = ([token, {"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
+    named = {first: {"id": first, "ids": [number], "tokens": [first]}}
+    return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": named}
+
+
+def _implied_merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:
+    """The merges that a SentencePiece vocabulary implies: each way to make a piece of two, the best pieces first."""
+    found = []
+    for piece, number in vocabulary.items():
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        found += [(-scores[number], -len(a), [a, b]) for a, b in pairs if a in vocabulary and b in vocabulary]
+    return [pair for *_, pair in sorted(found, key=lambda one: one[:2])]
