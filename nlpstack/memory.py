@@ -32,7 +32,7 @@ _STEP_HELD, _VALIDATION_HELD, _ROOM = 1.4, 3.0, 0.6
 _FIRST_USE = 32 << 20  # what the smallest of runs adds: kernels, threads, corpus and tokenizer; measured too
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes of an eager run by what they are for; they are not all held at once, and `peak` is the most that are."""
 
@@ -170,17 +170,8 @@ def estimate_memory(model: LanguageModel, config: RunConfig, choices: Choices, *
     if on_cpu:
         beside = max(0.0, _VALIDATION_HELD * validation - _ROOM * step)
         held = max(used, round(_STEP_HELD * (weights + optimizer + step) + beside)) + _FIRST_USE
-    return MemoryEstimate(
-        weights=weights,
-        gradients=trained,
-        optimizer=optimizer,
-        activations=activations,
-        workspace=most - activations,
-        validation=validation,
-        process=process,
-        allocator=held - used,
-        peak=process + held,
-    )
+    beside_weights = trained, optimizer, activations, most - activations, validation
+    return MemoryEstimate(weights, *beside_weights, process, allocator=held - used, peak=process + held)
 
 
 def describe_memory(estimate: MemoryEstimate) -> str:

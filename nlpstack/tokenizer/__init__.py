@@ -9,14 +9,7 @@ from nlpstack.tokenizer.published import FILES, PublishedTokenizer
 from nlpstack.tokenizer.sentencepiece import MODEL_FILE, ForeignModelError, SentencePieceTokenizer
 from nlpstack.tokenizer.training import train_tokenizer
 
-__all__ = [
-    "PublishedTokenizer",
-    "SentencePieceTokenizer",
-    "Tokenizer",
-    "TokenizerConfig",
-    "load_tokenizer",
-    "train_tokenizer",
-]
+__all__ = ["SentencePieceTokenizer", "Tokenizer", "TokenizerConfig", "load_tokenizer", "train_tokenizer"]
 
 
 def load_tokenizer(path: str | Path, *, verify: bool = True) -> Tokenizer:

@@ -29,13 +29,12 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for a
 _MEND = "copy the folder again"
 
 # Of GGUF files.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # kinds of tokens that no merge makes
-_LONGEST = 128
-_LISTS: dict[str, Any] = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
+_SPECIAL, _USER_DEFINED = (2, 3), 4  # kinds of tokens that no merge makes: what is unknown, control; words
+_LISTS: dict[str, type] = {"tokens": str, "merges": str, "token_type": int}
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as tokenizer_config.json and GGUF call them
 
 # The parts of a tokenizer.json by how text is cut: byte BPE's as GGUF files name them (tokenizer.ggml.pre; "default" is
-# none of them, since programs that read it differ), SentencePiece's BPE, and BERT's pieces.
+# none of them, since programs that read it differ), and BERT's pieces.
 _FORMS = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
@@ -192,9 +191,8 @@ def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str,
     # What only the folder's settings call special is found whole as well, where a chat template writes it.
     pieces = spec["model"]["vocab"]
     ids = pieces if isinstance(pieces, dict) else {piece: place for place, (piece, _) in enumerate(pieces)}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     others = special.intersection(ids).difference(token["content"] for token in spec["added_tokens"])
-    spec["added_tokens"] += [{"id": ids[one], "content": one, "special": True, **flags} for one in sorted(others)]
+    spec["added_tokens"] += [_added(ids[one], one) for one in sorted(others)]
     return dict(renamed(spec))
 
 
@@ -248,43 +246,36 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
     said = {
         key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.")
     }
-    if (model := said.get("model")) not in ("gpt2", "llama"):
-        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; there are gpt2, llama")
+    if (model := said.get("model")) != "gpt2":
+        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; byte BPE (gpt2) is")
     for key, kind in _LISTS.items():
         if not isinstance(found := said.setdefault(key, []), list) or not all(isinstance(one, kind) for one in found):
             raise ModelError(f"{source}: tokenizer.ggml.{key} is no list of what it should hold; get the file again")
-    pieces, scores, merges = said["tokens"], said["scores"], [merge.split(" ") for merge in said["merges"]]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    if not pieces or len(vocabulary) < len(pieces) or (model == "llama" and not merges and len(scores) != len(pieces)):
-        fault = "lacks tokenizer.ggml.tokens, or as many scores, or has one of them twice"
-        raise ModelError(f"{source}: {fault}; get the file again")
-    added = [
-        {"id": number, "content": piece, "special": kind != _USER_DEFINED, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for number, (piece, kind) in enumerate(zip(pieces, said["token_type"], strict=False))
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    ]
+    pieces, vocabulary = said["tokens"], {piece: number for number, piece in enumerate(said["tokens"])}
+    if not pieces or len(vocabulary) < len(pieces):
+        raise ModelError(f"{source}: lacks tokenizer.ggml.tokens, or has one of them twice; get the file again")
     cut = said.get("pre", "gpt-2" if metadata.get("general.architecture") == "gpt2" else None)
-    spec: dict[str, Any] = deepcopy(_FORMS["sentencepiece"])
-    if model == "gpt2" and cut not in (there := ["gpt-2", "smollm", "llama-bpe"]):
+    if cut not in (there := ["gpt-2", "smollm", "llama-bpe"]):
         raise ModelError(f"{source}: tokenizer.ggml.pre={cut!r} is not supported; there are {', '.join(there)}")
-    if model == "gpt2":
-        spec = deepcopy(_FORMS[cut])
-    elif not merges and (longest := max(map(len, pieces))) > _LONGEST:  # merges would be as the square of it
-        raise ModelError(f"{source}: a piece of {longest:,} characters is not supported; at most {_LONGEST} are")
-    elif not said.get("add_space_prefix", True):
-        spec["pre_tokenizer"]["prepend_scheme"], spec["decoder"]["decoders"][-1]["start"] = "never", 0
+    spec: dict[str, Any] = deepcopy(_FORMS[cut])
     ids = {f"{ours}_token": said.get(f"{theirs}_token_id") for ours, theirs in _ROLES.items()}
     config: dict[str, Any] = {
         role: pieces[number] for role, number in ids.items() if type(number) is int and 0 <= number < len(pieces)
     }
-    first = config.get("bos_token") if said.get("add_bos_token", model == "llama") else None
+    first = config.get("bos_token") if said.get("add_bos_token") else None
     spec["post_processor"] = _begun(first, vocabulary[first]) if first else None
-    merges = merges or (_implied_merges(vocabulary, scores) if model == "llama" else [])
+    merges = [merge.split(" ") for merge in said["merges"]]
     spec["model"] |= {"unk_token": config.get("unk_token"), "vocab": vocabulary, "merges": merges}
-    spec |= {"version": "1.0", "added_tokens": added}
+    kinds = enumerate(zip(pieces, said["token_type"], strict=False))
+    added = [(n, one, kind != _USER_DEFINED) for n, (one, kind) in kinds if kind in (*_SPECIAL, _USER_DEFINED)]
+    spec |= {"version": "1.0", "added_tokens": [_added(*one) for one in added]}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": said.get("tokenizer.chat_template")}
     return {JSON_FILE: json.dumps(spec).encode(), SETTINGS[0]: json.dumps(config, indent=2).encode()}
+
+
+def _added(number: int, piece: str, special: bool = True) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": piece, "special": special, **flags}
 
 
 def _begun(first: str, number: int) -> dict[str, Any]:
@@ -293,12 +284,3 @@ def _begun(first: str, number: int) -> dict[str, Any]:
     one, two = ([token, {"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
     named = {first: {"id": first, "ids": [number], "tokens": [first]}}
     return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": named}
-
-
-def _implied_merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:
-    """The merges that a SentencePiece vocabulary implies: each way to make a piece of two, the best pieces first."""
-    found = []
-    for piece, number in vocabulary.items():
-        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-        found += [(-scores[number], -len(a), [a, b]) for a, b in pairs if a in vocabulary and b in vocabulary]
-    return [pair for *_, pair in sorted(found, key=lambda one: one[:2])]
