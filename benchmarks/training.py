@@ -170,8 +170,7 @@ def our_run(row: Row, given: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
     from nlpstack.job import Job, RunOptions, run_session
     from nlpstack.start import begin_with
     from nlpstack.train import runtime
-    from nlpstack.train.log import Reporter
-    from nlpstack.train.run import RunFolder, load_run
+    from nlpstack.train.run import Reporter, RunFolder, load_run
 
     cache, options = Path(given.cache), RunOptions()
     run = load_run(row.recipe, row.stage, {}, settings(row, given.seed, cache, given.device, given.set))

@@ -10,7 +10,7 @@ from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import read_json_object
 from nlpstack.metrics import lower_is_better
 from nlpstack.metrics.intervals import percentiles
-from nlpstack.train.log import finite
+from nlpstack.train.run import finite
 
 _OWN = ("tok", "context", "window", "stride", "bos")  # in signatures: may differ where a score is not one of tokens
 _TOKEN_TASKS = ("causal_lm", "masked_lm", "generation")

@@ -18,7 +18,7 @@ from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, json_text, mu
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import check_output, sha256_file, write_file, writing
-from nlpstack.metrics.similarity import Vectors, mean_cosine
+from nlpstack.metrics.classification import Vectors, mean_cosine
 from nlpstack.model import GPT, LanguageModel
 from nlpstack.model.heads import mean_pooled
 from nlpstack.start import frame, open_model

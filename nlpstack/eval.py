@@ -25,8 +25,7 @@ from nlpstack.tasks import CausalLM, EvalConfig, MaskedLM, Similarity, Task, Tas
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import measure
-from nlpstack.train.log import Reporter
-from nlpstack.train.run import USED_BY, read_record, read_results, write_results
+from nlpstack.train.run import USED_BY, Reporter, read_record, read_results, write_results
 
 __all__ = ["EvalOptions", "evaluate"]
 

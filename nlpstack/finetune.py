@@ -23,8 +23,7 @@ from nlpstack.model.lora import add_lora
 from nlpstack.start import begin_with, newest_pretrained
 from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
 from nlpstack.tasks.labelled import EncodedRows
-from nlpstack.train.log import Reporter
-from nlpstack.train.run import Run, load_run, read_record
+from nlpstack.train.run import Reporter, Run, load_run, read_record
 
 RUNS = Path("runs")
 _SHOWN_CHARS = 100  # of an example that is shown

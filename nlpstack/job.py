@@ -32,8 +32,7 @@ from nlpstack.results import chosen
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.evaluator import evaluate
-from nlpstack.train.log import Reporter, finite
-from nlpstack.train.run import LOSS_PICTURE, Run, RunConfig, RunFolder, read_results, write_results
+from nlpstack.train.run import LOSS_PICTURE, Reporter, Run, RunConfig, RunFolder, finite, read_results, write_results
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer, frozen_hash
 

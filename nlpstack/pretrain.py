@@ -21,8 +21,7 @@ from nlpstack.start import begin_with
 from nlpstack.tasks import CausalLM, MaskedLM
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import load_tokenizer
-from nlpstack.train.log import Reporter
-from nlpstack.train.run import Run, RunConfig, load_run
+from nlpstack.train.run import Reporter, Run, RunConfig, load_run
 
 _DESCRIBED_ROWS = 512  # training rows that the log's shares of hidden tokens are counted over
 

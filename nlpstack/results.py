@@ -18,7 +18,7 @@ from nlpstack.metrics.classification import correlation_formula
 from nlpstack.metrics.intervals import make_scores
 from nlpstack.recipes import find_recipe
 from nlpstack.tasks import EvalConfig, ScoreConfig, TaskConfig
-from nlpstack.train.log import finite
+from nlpstack.train.run import finite
 
 _SCORERS = ("numpy", "scikit-learn", "sacrebleu", "rouge-score")
 _SORTED_BY = ("loss", "chrf", "entity_f1", "accuracy")  # the first that there is decides what is worst

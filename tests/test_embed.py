@@ -16,7 +16,7 @@ from nlpstack.embed import Embeddings, EmbedOptions, embed
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.generate import generate
 from nlpstack.hub import load_model, save_model
-from nlpstack.metrics.similarity import mean_cosine
+from nlpstack.metrics.classification import mean_cosine
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig
 from nlpstack.tokenizer import TokenizerConfig, train_tokenizer
 from tests.tiny import nlpstack

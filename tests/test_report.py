@@ -18,8 +18,7 @@ from nlpstack.errors import DataError
 from nlpstack.job import RunOptions
 from nlpstack.pretrain import pretrain as pretrain_call
 from nlpstack.report import add_loss_picture, loss_curves, loss_picture
-from nlpstack.train.log import MetricsLog
-from nlpstack.train.run import RunFolder
+from nlpstack.train.run import MetricsLog, RunFolder
 from tests import tiny
 from tests.tiny import nlpstack, pretrain, write_text
 

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
-    from nlpstack.train.log import Reporter
+    from nlpstack.train.run import Reporter
 
 Option = Callable[[Any], Any]  # as click.option makes it: it decorates a command
 DTYPES = click.Choice(["fp32", "bf16", "fp16"])
@@ -87,7 +87,7 @@ training_options = together(
 
 def make_reporter(*, quiet: bool) -> "Reporter":
     """Lines on stderr, or none."""
-    from nlpstack.train.log import Reporter
+    from nlpstack.train.run import Reporter
 
     return Reporter(None if quiet else sys.stderr)
 

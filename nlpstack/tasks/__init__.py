@@ -7,11 +7,10 @@ from nlpstack.data.readers import Note
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, ScoreConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
-from nlpstack.tasks.classification import Classification, labels_of
+from nlpstack.tasks.classification import Classification, Similarity, labels_of
 from nlpstack.tasks.generation import Generation
 from nlpstack.tasks.masked_lm import MaskedLM
 from nlpstack.tasks.ner import NER, tags_of
-from nlpstack.tasks.similarity import Similarity
 
 __all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Similarity", "Task"]
 __all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]

@@ -21,9 +21,8 @@ from nlpstack.model.lora import trainable_state
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
-from nlpstack.train.log import MetricsLog, Reporter
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
-from nlpstack.train.run import TrainConfig
+from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 
 FIRST_LOSS_MARGIN = 0.5  # nats

@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 from nlpstack.errors import ModelError
 from nlpstack.hub import load_model, save_model
 from nlpstack.samples import sample
-from nlpstack.tokenizer.published import gguf_files
-from nlpstack.tokenizer.published import PublishedTokenizer
+from nlpstack.tokenizer.published import PublishedTokenizer, gguf_files
 from tests.gguf_files import VOCAB, Parts, byte_bpe, parts, random_model, save
 from tests.tokenizer.test_published import TEXTS
 

@@ -16,9 +16,8 @@ from nlpstack.errors import TrainingError
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.tasks import CausalLM
 from nlpstack.train.checkpoint import Checkpoints
-from nlpstack.train.log import MetricsLog, Reporter
 from nlpstack.train.optim import OptimConfig
-from nlpstack.train.run import TrainConfig
+from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
 from nlpstack.train.trainer import Trainer
 
