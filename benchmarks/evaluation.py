@@ -42,8 +42,8 @@ from nlpstack.tasks import CausalLM, EvalConfig
 from nlpstack.tasks.causal_lm import windows
 from nlpstack.tasks.corpus import tokenize_split
 from nlpstack.tokenizer import load_tokenizer
-from nlpstack.train.evaluator import measure
 from nlpstack.train.runtime import keep_freed_memory
+from nlpstack.train.trainer import measure
 
 WINDOW, BATCH = 256, 32
 PACKAGES = ("torch", "transformers", "sacrebleu", "rouge-score")

@@ -1,4 +1,4 @@
-"""How a fresh BERT begins: as noise, seeing neighbours, or what two texts share as well (nlpstack/model/bert_start.py).
+"""How a fresh BERT begins: as noise, seeing neighbours, or what two texts share as well (nlpstack/model/bert.py).
 
     python benchmarks/fresh_bert.py
 

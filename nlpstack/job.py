@@ -31,10 +31,9 @@ from nlpstack.report import add_loss_picture
 from nlpstack.results import chosen
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
-from nlpstack.train.evaluator import evaluate
 from nlpstack.train.run import LOSS_PICTURE, Reporter, Run, RunConfig, RunFolder, finite, read_results, write_results
 from nlpstack.train.runtime import Choices, Stopped, StopSignal
-from nlpstack.train.trainer import Trainer, frozen_hash
+from nlpstack.train.trainer import Trainer, evaluate, frozen_hash
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,6 @@ FLOORS: dict[str, float] = {
             "check",
             "compare",
             "inspection",
-            "outputs",
         ],
         7,
     ),

@@ -66,7 +66,7 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     )
     reporter = shared.make_reporter(quiet=given["quiet"])
     if given["predictions"] or given["references"]:
-        from nlpstack.outputs import score_outputs
+        from nlpstack.eval import score_outputs
 
         missing = [f"--{name}" for name in ("predictions", "references", "task") if not given[name]]
         if missing or models:

@@ -30,11 +30,12 @@ _MEND = "copy the folder again"
 
 # Of GGUF files.
 _SPECIAL, _USER_DEFINED = (2, 3), 4  # kinds of tokens that no merge makes: what is unknown, control; words
-_LISTS: dict[str, type] = {"tokens": str, "merges": str, "token_type": int}
+_LISTS: dict[str, Any] = {"tokens": str, "merges": str, "scores": (int, float), "token_type": int}
+_LONGEST = 128  # of a vocabulary's pieces, where its merges are not given
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # as tokenizer_config.json and GGUF call them
 
 # The parts of a tokenizer.json by how text is cut: byte BPE's as GGUF files name them (tokenizer.ggml.pre; "default" is
-# none of them, since programs that read it differ), and BERT's pieces.
+# none of them, since programs that read it differ), SentencePiece's BPE, and BERT's pieces.
 _FORMS = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
@@ -246,25 +247,32 @@ def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
     said = {
         key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.")
     }
-    if (model := said.get("model")) != "gpt2":
-        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; byte BPE (gpt2) is")
+    if (model := said.get("model")) not in ("gpt2", "llama"):
+        raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; there are gpt2, llama")
     for key, kind in _LISTS.items():
         if not isinstance(found := said.setdefault(key, []), list) or not all(isinstance(one, kind) for one in found):
             raise ModelError(f"{source}: tokenizer.ggml.{key} is no list of what it should hold; get the file again")
-    pieces, vocabulary = said["tokens"], {piece: number for number, piece in enumerate(said["tokens"])}
-    if not pieces or len(vocabulary) < len(pieces):
-        raise ModelError(f"{source}: lacks tokenizer.ggml.tokens, or has one of them twice; get the file again")
+    pieces, scores, merges = said["tokens"], said["scores"], [merge.split(" ") for merge in said["merges"]]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    if not pieces or len(vocabulary) < len(pieces) or (model == "llama" and not merges and len(scores) != len(pieces)):
+        fault = "lacks tokenizer.ggml.tokens, or as many scores, or has one of them twice"
+        raise ModelError(f"{source}: {fault}; get the file again")
     cut = said.get("pre", "gpt-2" if metadata.get("general.architecture") == "gpt2" else None)
-    if cut not in (there := ["gpt-2", "smollm", "llama-bpe"]):
+    if model == "gpt2" and cut not in (there := ["gpt-2", "smollm", "llama-bpe"]):
         raise ModelError(f"{source}: tokenizer.ggml.pre={cut!r} is not supported; there are {', '.join(there)}")
-    spec: dict[str, Any] = deepcopy(_FORMS[cut])
+    spec: dict[str, Any] = deepcopy(_FORMS[cut if model == "gpt2" else "sentencepiece"])
+    if model == "llama" and not merges:
+        if (longest := max(map(len, pieces))) > _LONGEST:  # there would be as many merges as the square of it
+            raise ModelError(f"{source}: a piece of {longest:,} characters is not supported; at most {_LONGEST} are")
+        merges = _implied_merges(vocabulary, scores)
+    if model == "llama" and not said.get("add_space_prefix", True):
+        spec["pre_tokenizer"]["prepend_scheme"], spec["decoder"]["decoders"][-1]["start"] = "never", 0
     ids = {f"{ours}_token": said.get(f"{theirs}_token_id") for ours, theirs in _ROLES.items()}
     config: dict[str, Any] = {
         role: pieces[number] for role, number in ids.items() if type(number) is int and 0 <= number < len(pieces)
     }
-    first = config.get("bos_token") if said.get("add_bos_token") else None
+    first = config.get("bos_token") if said.get("add_bos_token", model == "llama") else None
     spec["post_processor"] = _begun(first, vocabulary[first]) if first else None
-    merges = [merge.split(" ") for merge in said["merges"]]
     spec["model"] |= {"unk_token": config.get("unk_token"), "vocab": vocabulary, "merges": merges}
     kinds = enumerate(zip(pieces, said["token_type"], strict=False))
     added = [(n, one, kind != _USER_DEFINED) for n, (one, kind) in kinds if kind in (*_SPECIAL, _USER_DEFINED)]
@@ -284,3 +292,12 @@ def _begun(first: str, number: int) -> dict[str, Any]:
     one, two = ([token, {"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
     named = {first: {"id": first, "ids": [number], "tokens": [first]}}
     return {"type": "TemplateProcessing", "single": one, "pair": one + two, "special_tokens": named}
+
+
+def _implied_merges(vocabulary: Mapping[str, int], scores: list[float]) -> list[list[str]]:
+    """The merges that a SentencePiece vocabulary implies: each way to make a piece of two, the best pieces first."""
+    found = []
+    for piece, number in vocabulary.items():
+        pairs = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        found += [(-scores[number], -len(a), [a, b]) for a, b in pairs if a in vocabulary and b in vocabulary]
+    return [pair for *_, pair in sorted(found, key=lambda one: one[:2])]

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from nlpstack.data.batch import Batch, Bucketed, Loader
+from nlpstack.decode.loop import evaluating
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
-from nlpstack.metrics import lower_is_better
+from nlpstack.metrics import Metric, Score, compute, lower_is_better
 from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
-from nlpstack.tasks import Task
+from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
-from nlpstack.train.runtime import Choices, Stopped, StopSignal
+from nlpstack.train.runtime import Choices, Stopped, StopSignal, autocast
 
 FIRST_LOSS_MARGIN = 0.5  # nats
 FP16_SKIPS = 20  # fp16 finds its loss scale by overflowing a few times
@@ -310,3 +311,25 @@ def flops_per_token(model: LanguageModel, *, predicted: float = 1.0) -> dict[str
     blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
     forward = round(2 * (blocks + scoring)) + 4 * config.n_layers * config.dim * config.max_seq_len
     return {"forward": forward, "training": 3 * forward}
+
+
+Tick = Callable[[int], None]
+
+
+def measure(
+    model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str, tick: Tick = lambda _: None
+) -> Metric:
+    """The metric of a task, filled with all of its data, the model left in its mode; `tick` gets the batches done."""
+    metric, device = task.metric(config), next(model.parameters()).device
+    with evaluating(model), torch.inference_mode(), autocast(device, dtype):
+        for done, batch in enumerate(task.eval_batches(model, data, config), 1):
+            task.score(model, batch.to(device), metric)
+            tick(done)
+    return metric
+
+
+def evaluate(model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str) -> dict[str, Score]:
+    """Every score of a model on a task's data."""
+    signature = task.signature(model, config, dtype)  # first: it refuses what cannot be scored
+    metric = measure(model, task, data, config, dtype=dtype)
+    return compute(metric, signature, n_resamples=config.resamples, seed=config.seed)

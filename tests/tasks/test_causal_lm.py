@@ -22,7 +22,7 @@ from nlpstack.samples import sample
 from nlpstack.tasks import CausalLM, EvalConfig
 from nlpstack.tasks.causal_lm import PROMPT_CHARS, PROMPT_WORDS
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
-from nlpstack.train.evaluator import evaluate
+from nlpstack.train.trainer import evaluate
 
 SHAPE = TransformerConfig(max_seq_len=16, dim=16, n_layers=2, n_heads=2, positions="rotary")
 

@@ -19,7 +19,7 @@ from nlpstack.model import BERT, TransformerConfig
 from nlpstack.samples import sample
 from nlpstack.tasks import EvalConfig, MaskedLM, TaskConfig
 from nlpstack.tokenizer import SentencePieceTokenizer, TokenizerConfig, train_tokenizer
-from nlpstack.train.evaluator import evaluate
+from nlpstack.train.trainer import evaluate
 
 SHAPE = TransformerConfig(
     max_seq_len=32, dim=16, n_layers=2, n_heads=2, causal=False, pre_norm=False, norm_eps=1e-12, n_segments=2
