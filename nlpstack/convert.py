@@ -39,8 +39,9 @@ def convert(source: str | Path, out: str | Path) -> ConvertResult:
         raise ConfigError(f"{out}: exists; give another --out")
     whole = any((place / name).is_file() for name in (WEIGHTS, INDEX))
     pickled = (place.suffix in PICKLES and place.is_file()) or ((place / CONFIG).is_file() and not whole)
-    model = read_folder(place if place.is_dir() else place.parent, Pickled(place)) if pickled else load_model(place)
-    facts = {**shape_facts(model), "converted from": place.name, "license": license_of(place)}
+    home = place.parent if pickled and place.is_file() else place  # where config.json and README.md stand
+    model = read_folder(home, Pickled(place)) if pickled else load_model(place)
+    facts = {**shape_facts(model), "converted from": place.name, "license": license_of(home)}
     save_model(model, out, card=model_card(facts))
     form = "pickled weights" if pickled else "a GGUF file" if place.suffix == SUFFIX else "a model folder"
     return ConvertResult(out=str(out), parameters=sum(one.numel() for one in model.parameters()), form=form)

@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_bytes", full)
+    monkeypatch.setattr(module, "write_file", full)
     with pytest.raises(ConfigError, match=r"a\.npy: cannot be written \(No space left on device\)"):
         embed(bert, lines, out=out)
     assert out.read_bytes() == b"old"

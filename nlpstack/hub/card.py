@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from nlpstack.hub.families import FAMILIES, family_of, model_heads
-from nlpstack.hub.gguf import GGUF
+from nlpstack.hub.gguf import GGUF, SUFFIX
 from nlpstack.model import BERT, LanguageModel
 
 CARD = "README.md"
@@ -33,7 +33,7 @@ def shape_facts(model: LanguageModel) -> dict[str, object]:
 
 def license_of(folder: Path) -> str | None:
     """The licence that the front of a model folder's README.md names, or a GGUF file; None if none is named."""
-    if folder.is_file():
+    if folder.suffix == SUFFIX and folder.is_file():
         return str(GGUF(folder).said.get("general.license") or "") or None
     page = next((one for place in (folder, folder / "model") if (one := place / CARD).is_file()), None)
     front = re.match(r"---\n(.*?)\n---", page.read_text("utf-8", errors="replace"), re.DOTALL) if page else None

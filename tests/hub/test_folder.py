@@ -316,7 +316,7 @@ def test_an_error_while_saving_leaves_the_old_folder(folder: Path, monkeypatch: 
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError("no space left")
 
-    for name in ("nlpstack.hub.folder.save_file", "nlpstack.files.write_text", "nlpstack.files.publish"):
+    for name in ("nlpstack.hub.folder.save_file", "nlpstack.files.write_file", "nlpstack.files.publish"):
         with monkeypatch.context() as patched:
             patched.setattr(name, full_disk)
             with pytest.raises(OSError, match="no space left"):
