@@ -43,10 +43,7 @@ class PublishedTokenizer(Tokenizer):
     """A folder's tokenizer.json, vocab.txt or vocab.json with merges.txt; what spells a special token is plain text."""
 
     def __init__(self, place: Path, files: Mapping[str, bytes] | None = None) -> None:
-        """Read a folder's files, or take them by name where the file at `place` says the same in its own form.
-
-        Raises ModelError if they make no tokenizer or the library is missing.
-        """
+        """Of a folder's files, or of `files` that the file at `place` stands for; ModelError if they make none."""
         self._files = _read(place) if files is None else dict(files)
         name = next(name for name in FILES if name in self._files)
         file = place / name if files is None else place
@@ -170,7 +167,9 @@ def _library(file: Path, data: bytes) -> Any:
         return Tokenizer.from_buffer(data)
     except ImportError as error:
         raise ModelError(f"{file}: opening it needs `tokenizers`; pip install 'nlpstack[hf]'") from error
-    except Exception as error:  # the library's errors have no type of their own
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's errors have no type of their own, and its panics are no Exception
         fault = " ".join(str(error).split())
         raise ModelError(f"{file}: `tokenizers` refuses it ({fault}); {_MEND}, or upgrade `tokenizers`") from error
 

@@ -415,6 +415,11 @@ def test_a_byte_level_bpe_needs_no_unknown_token(tmp_path: Path) -> None:
             {"tokenizer": {"model": {"type": "new"}}},
             "tokenizer.json: `tokenizers` refuses it (Cannot instantiate Tokenizer from buffer: data",
         ),
+        (
+            # On which the library panics, with what Python does not count among exceptions.
+            {"tokenizer": {**byte_pair(), "model": BPE | {"vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}},
+            "tokenizer.json: `tokenizers` refuses it",
+        ),
         ({"tokenizer": word_piece(unk_token="<u>")}, "tokenizer.json: lacks the token for what no piece spells"),
         ({"tokenizer": {**word_piece(), "model": BPE}}, "tokenizer.json: its pieces do not mark where a word begins"),
         (
