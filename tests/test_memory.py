@@ -314,13 +314,14 @@ def test_cache_bytes_are_those_of_a_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GPTS)
-def test_flops_are_those_that_torch_counts(name: str) -> None:
+@pytest.mark.parametrize("short", [0, 5])
+def test_flops_are_those_that_torch_counts(short: int, name: str) -> None:
     shape = TransformerConfig(**SHAPES[name])
     model = ready(shape, attention="plain")
-    tokens = torch.randint(shape.vocab_size, (2, shape.max_seq_len))
+    tokens = torch.randint(shape.vocab_size, (2, short or shape.max_seq_len))
     with FlopCounterMode(display=False) as counter:
         logits = model(tokens)
-    said = flops_per_token(model)
+    said = flops_per_token(model, length=short)
     assert said["forward"] == pytest.approx(counter.get_total_flops() / tokens.numel())
     with counter:
         logits = model(tokens)

@@ -224,7 +224,8 @@ class Trainer:
         if not self._peak_flops:
             self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
-        flops = flops_per_token(self.model, predicted=self.task.predicted_share)["training"]
+        length = float(order.lengths.mean()) if isinstance(order := self.loader.order, Bucketed) else 0.0
+        flops = flops_per_token(self.model, predicted=self.task.predicted_share, length=length)["training"]
         utilisation = speed * flops / self._peak_flops
         memory = runtime.peak_memory(self.device)
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
@@ -300,16 +301,16 @@ def frozen_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def flops_per_token(model: LanguageModel, *, predicted: float = 1.0) -> dict[str, int]:
+def flops_per_token(model: LanguageModel, *, predicted: float = 1.0, length: float = 0.0) -> dict[str, int]:
     """FLOPs a token of the `forward` pass and of `training` (Chowdhery et al. 2022, PaLM, appendix B).
 
-    Forward: 2 a weight that multiplies, and attention over the whole context; training: three times that. `predicted`:
-    the share of tokens whose word is scored, of a BERT those hidden; what it makes of [CLS] alone is left out.
+    Forward: 2 a weight that multiplies, and attention over `length` tokens, 0: the whole context; training: three times
+    that. `predicted`: the share of tokens whose word is scored, of a BERT those hidden; [CLS]'s own are left out.
     """
     config = model.config
     scoring = predicted * config.dim * (config.vocab_size + (0 if config.causal else config.dim))
     blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
-    forward = round(2 * (blocks + scoring)) + 4 * config.n_layers * config.dim * config.max_seq_len
+    forward = round(2 * (blocks + scoring) + 4 * config.n_layers * config.dim * (length or config.max_seq_len))
     return {"forward": forward, "training": 3 * forward}
 
 
