@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "folder"
         convert = [sys.executable, "-m", "nlpstack", "convert", str(given.gguf), "--out", str(folder), "--quiet"]
-        subprocess.run(convert, check=True)
+        subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
         for place in (folder, given.gguf):
             commands = {name: [sys.executable, __file__, "--side", name, str(place)] for name in ("ours", "peer")}
             rounds = [{name: pairs.ask(one) for name, one in commands.items()} for _ in range(given.pairs)]
