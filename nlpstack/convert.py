@@ -1,5 +1,6 @@
 """What `nlpstack convert` does: a model in another form in, a plain model folder out."""
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,9 @@ class Pickled(Weights):
                 with catch_warnings(action="ignore"):  # of torch's, about pickles newer than its own
                     found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
             except Exception as error:  # torch's own errors, and any that a damaged pickle raises
-                fault = str(error).strip().partition("\n")[0]
-                raise ModelError(
-                    f"{file}: holds more than tensors, or is damaged, so it is not opened ({fault})"
-                ) from error
+                told = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))  # before it: to open it all the same
+                fault = told[1] if told else str(error).strip().partition("\n")[0]
+                raise ModelError(f"{file}: holds more than tensors, or is damaged; not opened ({fault})") from error
             found = found.get("state_dict", found) if isinstance(found, dict) else found
             once = isinstance(found, dict) and found and not found.keys() & self._tensors.keys()
             if not once or not all(_is_plain(name, one) for name, one in found.items()):

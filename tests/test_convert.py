@@ -196,7 +196,7 @@ def test_code_in_a_pickle_is_never_run(name: str, form: str, tmp_path: Path) -> 
     else:
         held = {**state, "extra": bomb} if form == "hidden" else bomb
         torch.save(held, folder / name, _use_new_zipfile_serialization=form != "old")
-    refused(folder / name, tmp_path / "new", name, "holds more than tensors, or is damaged, so it is not opened")
+    refused(folder / name, tmp_path / "new", name, "holds more than tensors, or is damaged; not opened")
     if name == BIN:
         refused(folder, tmp_path / "new", name, "not opened")
     assert not mark.exists()
