@@ -44,8 +44,9 @@ def merge(
     model.base = None
     difference = float((_logits(model, tokens) - before).abs().max())
     if not difference <= tolerance:
-        fault = f"merged, its logits differ by {difference:.2e}, more than --tolerance {tolerance:g}"
-        raise ModelError(f"{adapter}: {fault}; nothing is written")
+        largest = f"of logits up to {float(before.abs().max()):.1f}"
+        fault = f"merged, its logits differ by {difference:.2e}, {largest}, more than --tolerance {tolerance:g}"
+        raise ModelError(f"{adapter}: {fault}; nothing is written; if that is rounding, give more")
     save_model(model, out)
     return MergeResult(out=str(out), layers=n_layers, difference=difference)
 
