@@ -1,4 +1,4 @@
-"""No command opens a socket: from raw text through training, adapting, scoring and writing to pages and pictures."""
+"""No command opens a socket: from raw text through training, adapting, scoring, converting and talking to pictures."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from tests import gguf_files, talks
 from tests.tiny import pretrain, write_text
 from tests.tiny_labelled import write_data
 
@@ -55,7 +56,7 @@ def published(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune", "published"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "published", "converted"])
 def test_no_command_opens_a_socket(stage: str, tmp_path: Path) -> None:
     text = write_text(tmp_path)
     data, run, out = write_data(tmp_path), tmp_path / "run", tmp_path / "out"
@@ -87,11 +88,33 @@ def test_no_command_opens_a_socket(stage: str, tmp_path: Path) -> None:
             ["eval", str(tmp_path / "llama"), "--data", str(text), *SHORT],
             ["embed", str(text), "--model", str(tmp_path / "llama"), "--out", str(out / "e.npy"), "--truncate", *SHORT],
         ],
+        "converted": [
+            ["convert", str(tmp_path / "old"), "--out", str(tmp_path / "new")],
+            ["convert", str(tmp_path / "llama.gguf"), "--out", str(tmp_path / "folder")],
+            ["generate", "--model", str(tmp_path / "llama.gguf"), "--prompt", "the", "--max-new-tokens", "4", *SHORT],
+            [
+                "generate",
+                "--model",
+                str(tmp_path / "talk"),
+                "--chat",
+                "--prompt",
+                "who?",
+                "--max-new-tokens",
+                "4",
+                *SHORT,
+            ],
+        ],
     }
     if stage == "published":
         published(tmp_path / "llama")
         lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()][:20]
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if stage == "converted":
+        theirs = gguf_files.random_model("llama", tied=True)
+        gguf_files.save(tmp_path / "llama.gguf", gguf_files.parts(theirs))
+        theirs.config.save_pretrained(tmp_path / "old")
+        torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+        talks.save_model(tmp_path / "talk", talks.CHATML)
     said = json.dumps(commands[stage])
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=said, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
