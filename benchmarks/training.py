@@ -240,7 +240,7 @@ def write_rows(row: Row, given: argparse.Namespace) -> None:
             rows = [material.collate([(0, number)]).tokens[0].numpy() for number in numbers]
         elif row.stage == "pretrain":
             shape |= {"kind": "pairs", "share": trainer.task.config.mask_share}
-            made = [material.collate.__self__.rows.row(0, number) for number in numbers]  # type: ignore[attr-defined]
+            made = [material.collate.__self__.row(0, number) for number in numbers]  # type: ignore[attr-defined]
             rows = [one.tokens for one in made]
             arrays = {"n_first": [one.n_first for one in made], "following": [one.label for one in made]}
         else:
