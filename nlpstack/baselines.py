@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nlpstack.data.batch import IGNORE_INDEX
+from nlpstack.data.batch import IGNORE_INDEX, Batch
 from nlpstack.data.shards import TokenShards
 from nlpstack.metrics import Metric
 from nlpstack.metrics.entities import EntityScores
 from nlpstack.metrics.language_model import LanguageModelScores, MaskedLMScores
 from nlpstack.tasks import NER, CausalLM, Classification, EvalConfig, LabelledTask
-from nlpstack.tasks.causal_lm import WindowBatch
-from nlpstack.tasks.masked_lm import ScoredBatch
+from nlpstack.tasks.masked_lm import ALONE
 
 SHOWN = ("accuracy", "entity_f1", "word_accuracy", "mlm_accuracy")  # of what a run's end says of guesses
 _COUNTED_TOKENS = 1 << 24  # of the training text, from its beginning: counts of what is frequent settle long before
@@ -54,18 +53,18 @@ class Bigrams:
         return -np.log(alone), -np.log(both)
 
 
-def language_baselines(task: CausalLM, train: TokenShards, batches: Iterable[WindowBatch]) -> dict[str, Metric]:
+def language_baselines(task: CausalLM, train: TokenShards, batches: Iterable[Batch]) -> dict[str, Metric]:
     """A language model of single tokens and one of pairs, learned from a training split."""
     counts, metrics = Bigrams(train), {"unigram": LanguageModelScores(), "bigram": LanguageModelScores()}
     for batch in batches:
-        tokens, labels = batch.batch.tokens.numpy(), batch.batch.labels["lm"].numpy()
+        tokens, labels = batch.tokens.numpy(), batch.labels["lm"].numpy()
         scored = labels != IGNORE_INDEX
         for metric, nll in zip(metrics.values(), counts.losses(tokens, np.where(scored, labels, 0)), strict=True):
-            task.count(batch, (nll * scored).sum(axis=1).tolist(), metric)
+            task.count(batch.about, (nll * scored).sum(axis=1).tolist(), metric)
     return {**metrics}
 
 
-def masked_baselines(train: TokenShards, batches: Iterable[ScoredBatch]) -> dict[str, Metric]:
+def masked_baselines(train: TokenShards, batches: Iterable[Batch]) -> dict[str, Metric]:
     """mlm_accuracy of two guesses at the hidden tokens of `batches`, learned from the tokens of a training split.
 
     "unigram": always the most frequent token. "bigram": the most frequent one after the left neighbour as it stands in
@@ -73,7 +72,7 @@ def masked_baselines(train: TokenShards, batches: Iterable[ScoredBatch]) -> dict
     """
     unigram, followers = Bigrams(train).likeliest()
     metrics = {"unigram": MaskedLMScores(), "bigram": MaskedLMScores()}
-    for batch in (scored.batch for scored in batches if not scored.alone):
+    for batch in (one for one in batches if one.about != ALONE):
         assert batch.places is not None
         labels, places = batch.labels["mlm"].numpy(), batch.places.numpy()
         counted = labels != IGNORE_INDEX

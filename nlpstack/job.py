@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nlpstack.memory import describe_memory, estimate_memory
 from nlpstack.metrics import Metric, Score, compute
 from nlpstack.model import LanguageModel
 from nlpstack.model.kernels import faster_in_training
+from nlpstack.model.lora import trainable_state
 from nlpstack.model.losses import loss_chunk
 from nlpstack.report import add_loss_picture
 from nlpstack.results import chosen
@@ -99,6 +101,7 @@ class Job:
     def __post_init__(self) -> None:
         self.config = self.run.config
         self.say = self.reporter.say
+        self.is_first = not runtime.rank()  # of several processes the one that writes
 
     def execute(self) -> RunResult:
         """Train to the end, from the start or from the newest checkpoint; raises Stopped after saving."""
@@ -109,11 +112,13 @@ class Job:
             return done
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
         with run_session(self.config, kept):
-            material = self.prepare(cache, self.say)
+            with runtime.in_turn():
+                material = self.prepare(cache, self.say)
             trainer = self._trainer(material, kept)
             if kept is None and (minutes := self.config.train.minutes) is not None:
                 seconds = trainer.seconds_per_step()  # once, from the time a few steps take
                 steps = max(1, math.floor((minutes * 60 - (time.perf_counter() - started)) / seconds))
+                steps = runtime.gathered(steps)[0]
                 self.say(f"train.minutes={minutes:g}: {seconds * 1e3:.1f} ms a step, {steps:,} steps")
                 trainer.choices = replace(trainer.choices, steps=steps)
             self._settle(trainer, material, kept)
@@ -157,20 +162,22 @@ class Job:
         config = self.config
         choices = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
         material.task.loss_chunk = choices.loss_chunk
-        model = material.model.to(choices.device)
+        model = material.model
         model.transformer.train_attention = choices.attention
         model.transformer.checkpoint_activations = config.train.activation_checkpointing
+        share = runtime.rank(), runtime.world_size()
         val_config = replace(config.eval, resamples=0, new_tokens=0)  # intervals come with the last scores
 
         def validate() -> dict[str, Any]:
             scores = evaluate(model, material.task, material.val, val_config, dtype=choices.dtype)
             return {"val": {name: s.value for name, s in scores.items()}, "samples": material.write_samples()}
 
-        torch.manual_seed(config.train.seed)  # the global generators, which only dropout draws from
+        # The global generators, which only dropout draws from.
+        torch.manual_seed(config.train.seed + runtime.rank())
         return Trainer(
             model=model,
             task=material.task,
-            loader=Loader(material.order, material.collate, micro_batch=choices.micro_batch),
+            loader=Loader(material.order, material.collate, micro_batch=choices.micro_batch, share=share),
             config=config.train,
             optim=config.optim,
             choices=choices,
@@ -187,16 +194,18 @@ class Job:
         if kept is not None:
             self._check_kept(kept, material.hashes)
             trainer.choices = replace(kept, steps=max(kept.steps, self.config.train.steps or 0))
-            checkpoint = self.folder.checkpoints.load_newest(self.say)
+            weights = trainable_state(trainer.model)
+            checkpoint = self.folder.checkpoints.load_newest(self.say, weights)
             if checkpoint is None:
                 trainer.log.cut(0)
                 self.say("no checkpoint yet: starts at step 0")
             else:
                 trainer.restore(checkpoint)
                 self.say(f"resumed after step {trainer.state.step:,} of {trainer.choices.steps:,}")
-        else:
+        elif self.is_first:
             self.folder.clear()
-        self.folder.write_record(self.run, self._records(trainer.choices, material))
+        if self.is_first:
+            self.folder.write_record(self.run, self._records(trainer.choices, material))
         self.say(str(trainer.choices))
 
     def _check_kept(self, kept: Choices, hashes: dict[str, str]) -> None:
@@ -225,11 +234,11 @@ class Job:
         return {name: table for name, table in tables.items() if any(table.values())}
 
     def _write_model(self, trainer: Trainer, material: Material, scores: Mapping[str, Score] | None = None) -> None:
-        state = trainer.state
+        state, model = trainer.state, trainer.parallel.whole()
         val = {name: f"{value:.4f}" for name, value in state.val.items()}
         val |= {name: f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})" for name, one in (scores or {}).items()}
         facts = {
-            **shape_facts(trainer.model),
+            **shape_facts(model),
             "run": self.run.name,
             "data": ", ".join(self.config.data.paths),
             "training examples": material.order.n_examples,
@@ -239,7 +248,9 @@ class Job:
             "tokens seen": f"{state.tokens:,}",
             "scores on the validation part, with 95 % intervals" if scores else "scores on the validation part": val,
         }
-        save_model(trainer.model, self.folder.model, card=model_card(facts))
+        if self.is_first:
+            save_model(model, self.folder.model, card=model_card(facts))
+        runtime.gathered(None)
 
     def _finish(self, trainer: Trainer, material: Material) -> RunResult:
         """Write the model (fine-tuned or stopped early the best, else the last) and its scores, with intervals."""
@@ -251,7 +262,8 @@ class Job:
         if n_frozen := sum(not parameter.requires_grad for parameter in model.parameters()):
             self.say(f"frozen: {n_frozen} tensors, unchanged to the bit (SHA-256 {now[:12]})")
         config = replace(self.config.eval, new_tokens=0)
-        scores = evaluate(model, task, material.val, config, dtype=trainer.choices.dtype)
+        score = partial(evaluate, task=task, data=material.val, config=config, dtype=trainer.choices.dtype)
+        scores = trainer.parallel.look(score)
         self._write_model(trainer, material, scores)
         result = RunResult(
             out=str(folder.path),
@@ -275,15 +287,10 @@ class Job:
                 own, value, sign = scores[metric].value, found[metric].value, -1 if metric.endswith("loss") else 1
                 if not sign * own > sign * value:
                     self.say(f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess {name}")
-        entry = {
-            "model": result.model,
-            "task": task.name,
-            "data": list(self.config.data.paths),
-            "split": "val",
-            **({"baselines": baselines} if baselines else {}),
-            "metrics": chosen(scores),
-        }
-        write_results(folder.path, {"results": [entry], "run": asdict(result)})
+        entry: dict[str, Any] = {"model": result.model, "task": task.name, "data": list(self.config.data.paths)}
+        entry |= {"split": "val", **({"baselines": baselines} if baselines else {}), "metrics": chosen(scores)}
+        if self.is_first:
+            write_results(folder.path, {"results": [entry], "run": asdict(result)})
         return result
 
 
@@ -307,7 +314,7 @@ def run_job(
         if folder.record:
             folder.check_unchanged(run)
         result = Job(run, options, folder, reporter, prepare).execute()
-    if not (result.finished_before and (out / LOSS_PICTURE).exists()):
+    if not runtime.rank() and not (result.finished_before and (out / LOSS_PICTURE).exists()):
         with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
             add_loss_picture(out, reporter.say)
     return result
@@ -336,7 +343,8 @@ def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_l
         raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {size} sequences of a step")
     steps = train.steps or order.n_steps(train.epochs or 0)
     flops = 6.0 * count_parameters(model) * steps * order.batch_size * seq_len * config.optim.evaluations
-    fixed = not isinstance(order, Bucketed)  # shapes that do not change
+    # Shapes that do not change, and blocks that are not put together anew for each call.
+    fixed = not isinstance(order, Bucketed) and not (train.parallel == "fsdp" and runtime.world_size() > 1)
     pays = fixed and runtime.compile_pays(device.type, dtype, minutes=train.minutes, flops=flops)
     wanted = pays if train.compile == "auto" else train.compile
     if wanted and not runtime.can_compile(device.type):
@@ -355,4 +363,5 @@ def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_l
         processor=runtime.processor_name(device.type),
         torch=torch.__version__,
         nlpstack=__version__,
+        world=runtime.world_size(),
     )

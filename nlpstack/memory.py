@@ -1,6 +1,5 @@
 """The bytes that training takes, told by a step on tensors that have shapes and no memory."""
 
-import copy
 import resource
 import weakref
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nlpstack.data.batch import Batch
-from nlpstack.model import GPT, LanguageModel, TransformerConfig
+from nlpstack.model import GPT, LanguageModel, TransformerConfig, twin
 from nlpstack.model.losses import linear_cross_entropy, token_scores
 from nlpstack.tasks import TaskConfig
 from nlpstack.tasks.masked_lm import label_room, masked_loss
@@ -65,21 +64,13 @@ def optimizer_bytes(model: LanguageModel, optim: OptimConfig) -> int:
     if optim.history is not None:  # L-BFGS, whose step asks for numbers
         # Two vectors a pair; the direction and the last gradient; the weights before the step, here and in torch.
         return (2 * optim.history + 4) * sum(parameter.nbytes for parameter in model.parameters())
-    twin, n_bytes = _twin(model, "meta"), 0
-    for parameter in twin.parameters():
+    copied, n_bytes = twin(model, "meta"), 0
+    for parameter in copied.parameters():
         parameter.grad = torch.empty_like(parameter)
-    for optimizer in make_optimizers(twin, optim):
+    for optimizer in make_optimizers(copied, optim):
         optimizer.step()
         n_bytes += sum(value.nbytes for value in tree_leaves(optimizer.state) if isinstance(value, Tensor))
     return n_bytes
-
-
-def _twin(model: LanguageModel, device: str) -> LanguageModel:
-    """A copy of a model with weights on a device that are not set."""
-    known: dict[int, Any] = {id(model.tokenizer): model.tokenizer}  # what is not copied
-    for old in model.parameters():
-        known[id(old)] = nn.Parameter(torch.empty(old.shape, dtype=old.dtype, device=device), old.requires_grad)
-    return copy.deepcopy(model, known)
 
 
 class _Live(TorchDispatchMode):
@@ -141,17 +132,17 @@ def _measure(model: LanguageModel, config: RunConfig, choices: Choices) -> tuple
     limit = (evaluation.max_tokens if model.config.causal else 0) or evaluation.batch_tokens
     n_scored = max(1, min(limit, evaluation.batch_tokens) // window)
     with FakeTensorMode(), torch.device(name) as device:
-        twin = _twin(model, name).train()
-        twin.transformer.train_attention = choices.attention
-        twin.transformer.checkpoint_activations = config.train.activation_checkpointing
-        with _Live(twin) as step:
+        copied = twin(model, name).train()
+        copied.transformer.train_attention = choices.attention
+        copied.transformer.checkpoint_activations = config.train.activation_checkpointing
+        with _Live(copied) as step:
             with autocast(device, choices.dtype):
-                _batch, loss = _run(twin, config.task, choices.micro_batch, length, chunk)  # a run holds the batch
+                _batch, loss = _run(copied, config.task, choices.micro_batch, length, chunk)  # a run holds the batch
             kept = step.now
             loss.backward()
         # Not in inference mode, whose operations on fake tensors are wholes that do not show what they hold.
-        with _Live(twin.eval().requires_grad_(False)) as validation, autocast(device, choices.dtype):
-            _run(twin, config.task, n_scored, window, chunk)
+        with _Live(copied.eval().requires_grad_(False)) as validation, autocast(device, choices.dtype):
+            _run(copied, config.task, n_scored, window, chunk)
     return kept, step.peak, validation.peak
 
 

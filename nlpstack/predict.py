@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.start import frame, open_model
 from nlpstack.tasks import Generation, LabelledTask, TaskConfig, labelled_task, labelled_task_of
 from nlpstack.train.run import read_record
-from nlpstack.train.runtime import resolve_device, session
+from nlpstack.train.runtime import gathered, rank, resolve_device, session, world_size
 
 _CHUNK = 512  # inputs that are read, and put in order of length, at a time
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -153,8 +153,14 @@ def predict(
     task = labelled_task(ready, build(TaskConfig, values, "task", {}, "predict"))
     inputs = islice(_inputs(path, name, note), skip, None)
     with session(threads=options.threads), evaluating(ready):
-        while chunk := list(islice(inputs, _CHUNK)):
-            yield from _results(task, ready, chunk, options, lambda line: note(f"{path}: {line}"))
+        chunks = iter(lambda: list(islice(inputs, _CHUNK)), [])
+        while some := list(islice(chunks, world_size())):  # one for each process; the results are told by all
+            said: list[str] = []
+            own = (_results(task, ready, chunk, options, said.append) for chunk in some[rank() : rank() + 1])
+            for lines, results in gathered((said, [*chain.from_iterable(own)])):
+                for line in lines:
+                    note(f"{path}: {line}")
+                yield from results
 
 
 def _inputs(path: Path, task: str, note: Note) -> Iterator[tuple[Any, str]]:

@@ -128,5 +128,7 @@ def _bert(config: RunConfig, start: LanguageModel | None, task: MaskedLM, note: 
     if fresh := [head for head in task.heads if head not in there]:
         note(f"heads that begin with fresh weights: {', '.join(fresh)}")
     if kept := [head for head in there if head not in task.heads]:
+        for parameter in (p for name, p in model.named_parameters() if name.startswith(("pooler.", "nsp_head."))):
+            parameter.requires_grad_(False)
         note(f"heads that are kept and not trained: {', '.join(kept)}")
     return model

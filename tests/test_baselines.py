@@ -17,7 +17,6 @@ from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Labels
 from nlpstack.tasks import NER, CausalLM, Classification, TaskConfig
 from nlpstack.tasks.causal_lm import batch_windows, windows
-from nlpstack.tasks.masked_lm import ScoredBatch
 from tests.handmade import FIRST, LetterTokenizer, MakeShards
 
 MASK = 1
@@ -48,7 +47,7 @@ def test_guesses_are_the_most_frequent_token_and_the_most_frequent_follower(make
             labels={"mlm": torch.tensor([*labels, IGNORE_INDEX])},
             places=torch.tensor([*places, 0]),
         )
-        batches.append(ScoredBatch(batch=batch, alone=False))
+        batches.append(batch)
     metrics = masked_baselines(train, batches)
     found = {name: compute(metric, "", n_resamples=0, seed=0)["mlm_accuracy"] for name, metric in metrics.items()}
     assert {name: score.value for name, score in found.items()} == {"unigram": unigram / n, "bigram": bigram / n}

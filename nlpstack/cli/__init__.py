@@ -1,9 +1,11 @@
 """The command line: each command parses, calls the function of the same name, and prints what came back."""
 
 import errno
+import os
 import signal
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from shlex import join
 from tempfile import NamedTemporaryFile
@@ -11,7 +13,7 @@ from tempfile import NamedTemporaryFile
 import click
 
 from nlpstack import __version__
-from nlpstack.errors import NlpstackError
+from nlpstack.errors import ConfigError, NlpstackError
 
 USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
 # What the machine refuses for want of rights, space or a sensible path is the user's to mend.
@@ -44,7 +46,8 @@ def run() -> None:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
+        with _processes(arguments):
+            result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 on; its message is the whole help
@@ -78,6 +81,17 @@ def _exit_code(arguments: list[str]) -> int:
             words = [word for word in arguments if word not in ("--overwrite", "--resume")]
             after = f", saved; go on with: {join(['nlpstack', *words, '--resume'])}"
         return _complain(f"stopped by {signal.Signals(signum).name}{after}", 128 + signum)
+
+
+def _processes(arguments: list[str]) -> AbstractContextManager[None]:
+    """Under torchrun be one of its processes, which does a share of what the command does."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    if not {"pretrain", "finetune", "eval", "predict"}.intersection(arguments[:1]):
+        raise ConfigError("torchrun: starts pretrain, finetune, eval and predict; run this command once, without it")
+    from nlpstack.train.runtime import joined
+
+    return joined()
 
 
 def _complain(text: str, code: int) -> int:

@@ -48,7 +48,7 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     from nlpstack.eval import evaluate
     from nlpstack.report import check_report, report_page
     from nlpstack.results import EvalOptions, failed_gates, parse_gates
-    from nlpstack.train.runtime import keep_freed_memory
+    from nlpstack.train.runtime import keep_freed_memory, rank
 
     keep_freed_memory()
     gates = parse_gates(given["fail_under"])
@@ -76,6 +76,8 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     else:
         results = evaluate(models, options, reporter=reporter)
     failed = failed_gates(results, gates)
+    if rank():  # of several processes the first writes and answers
+        return 0
     if given["save"]:
         with writing(save := Path(given["save"]), "--save "):
             write_file(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")

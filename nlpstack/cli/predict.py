@@ -35,7 +35,7 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
     """
     from nlpstack.decode import Sampling
     from nlpstack.predict import PredictOptions, predict
-    from nlpstack.train.runtime import keep_freed_memory
+    from nlpstack.train.runtime import gathered, keep_freed_memory, rank
 
     keep_freed_memory()
     if resume and out is None:
@@ -46,7 +46,7 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
         **shared.arguments(given, "base"),
     )
     note = shared.make_reporter(quiet=given["quiet"]).say
-    done = _whole_lines(out, resume=resume) if out else 0
+    done = gathered(_whole_lines(out, resume=resume) if out and not rank() else 0)[0]
     lines = (json.dumps(one, ensure_ascii=False) for one in predict(model, source, options, skip=done, note=note))
     if out is None:
         for line in lines:
@@ -54,7 +54,8 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
         return
     if done:
         note(f"{out}: goes on behind {done:,} lines")
-    with writing(Path(out), "--out "), open(out, "a", encoding="utf-8") as file:
+    place = os.devnull if rank() else out  # of several processes the first writes
+    with writing(Path(out), "--out "), open(place, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 

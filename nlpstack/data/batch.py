@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +28,13 @@ class Batch:
     segments: Tensor | None = None  # (B, T) int64, which text of a pair a token belongs to; None: there is one
     places: Tensor | None = None  # (N,) int64: where in the B * T tokens, row after row, the labels "mlm" stand
     n_targets: dict[str, int] = field(default_factory=dict)  # loss term -> labels that count
+    about: Any = None  # of a batch that is scored: what else its task's scores need
+    idle: bool = False  # only keeps step with the batches of other processes: nothing of it counts
 
     @property
     def n_tokens(self) -> int:
         """Real tokens: padding does not count."""
-        return self.tokens.numel() if self.mask is None else int(self.mask.sum())
+        return 0 if self.idle else self.tokens.numel() if self.mask is None else int(self.mask.sum())
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on another device; the copy may go on in the background."""
@@ -45,17 +47,6 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         changed: dict[str, Any] = {name: change(v) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, labels={name: change(tensor) for name, tensor in self.labels.items()}, **changed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """A batch that is scored, with what else its scores need."""
-
-    batch: Batch
-
-    def to(self, device: torch.device) -> Self:
-        """The same with its tensors on another device."""
-        return replace(self, batch=self.batch.to(device))
 
 
 def pad_rows(rows: Sequence[np.ndarray], value: int, length: int = 0) -> Tensor:
@@ -155,16 +146,29 @@ Order = Shuffled | Bucketed  # which examples each step trains on, at most `batc
 
 
 class Loader:
-    """The batches of step after step, made one step ahead."""
+    """The batches of step after step, made one step ahead; `share`: which process, of how many."""
 
-    def __init__(self, order: Order, collate: Callable[[list[Example]], Batch], *, micro_batch: int) -> None:
-        self.order, self.collate, self.micro_batch = order, collate, micro_batch
+    def __init__(
+        self,
+        order: Order,
+        collate: Callable[[list[Example]], Batch],
+        *,
+        micro_batch: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.order, self.collate, self.micro_batch, self.share = order, collate, micro_batch, share
 
     def micro_batches(self, step: int, *, pin: bool = False) -> list[Batch]:
-        """The batches that make up one step, in page-locked memory with `pin`."""
-        examples, size = self.order.step(step), self.micro_batch
-        batches = (self.collate(examples[start : start + size]) for start in range(0, len(examples), size))
+        """This process's batches of one step, as many as all others have, in page-locked memory with `pin`."""
+        (first, every), size, examples = self.share, self.micro_batch, self.order.step(step)
+        own, n_batches = examples[first::every], math.ceil(len(examples) / (every * size))
+        parts = (own[place * size : (place + 1) * size] for place in range(n_batches))
+        batches = (self.collate(part) if part else self._idle(examples[:1]) for part in parts)
         return [batch.pin() if pin else batch for batch in batches]
+
+    def _idle(self, examples: list[Example]) -> Batch:
+        batch = self.collate(examples)
+        return replace(batch, idle=True, n_targets=dict.fromkeys(batch.n_targets, 0))
 
     def steps(self, start: int, stop: int, *, pin: bool = False) -> Iterator[list[Batch]]:
         """Each step's batches from `start` on, the next one made while this one is worked on."""

@@ -1,14 +1,13 @@
 """Next-token prediction: the loss of a GPT, its perplexity over windows, and text to look at."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, Scored, by_length, pad_rows
+from nlpstack.data.batch import IGNORE_INDEX, Batch, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import ConfigError
@@ -38,13 +37,6 @@ class Window(NamedTuple):
         return self.tokens[len(self.tokens) - self.n_scored :]
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowBatch(Scored):
-    """Windows that are scored together, as a batch padded on the right."""
-
-    windows: list[Window]
-
-
 def windows(data: TokenShards, window: int, stride: int, max_tokens: int) -> Iterator[Window]:
     """Every document's windows: the next begins `stride` inputs on, and scores what was not scored before.
 
@@ -62,8 +54,8 @@ def windows(data: TokenShards, window: int, stride: int, max_tokens: int) -> Ite
             done, at = stop, at + stride
 
 
-def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> Iterator[WindowBatch]:
-    """Windows in batches of at most `batch_tokens` tokens, those of like length together."""
+def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> Iterator[Batch]:
+    """Windows in batches of at most `batch_tokens` tokens, those of like length together; each is `about` its own."""
     while group := list(islice(parts, _GROUPS * max(1, batch_tokens // window))):
         for places in by_length([len(part.tokens) - 1 for part in group], batch_tokens):
             like = [group[place] for place in places]
@@ -71,7 +63,7 @@ def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> It
             labels = pad_rows([part.tokens[1:] for part in like], IGNORE_INDEX)
             for row, part in zip(labels, like, strict=True):
                 row[: len(part.tokens) - 1 - part.n_scored] = IGNORE_INDEX
-            yield WindowBatch(batch=Batch(tokens=tokens, labels={"lm": labels}), windows=like)
+            yield Batch(tokens=tokens, labels={"lm": labels}, about=like)
 
 
 class CausalLM(Task):
@@ -94,22 +86,21 @@ class CausalLM(Task):
         hidden = model.transformer(batch.tokens, mask=batch.mask)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[WindowBatch]:
+    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """All windows of a split, in batches under the token budget."""
         window, stride = self._window(model, config)
         return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
 
-    def score(self, model: nn.Module, batch: WindowBatch, metric: LanguageModelScores) -> None:
+    def score(self, model: nn.Module, batch: Batch, metric: LanguageModelScores) -> None:
         """Score a batch of windows."""
         assert isinstance(model, GPT)
-        hidden = model.transformer(batch.batch.tokens)  # padding on the right is what no token sees
-        labels = batch.batch.labels["lm"]
-        nll, _ = token_scores(hidden, model.unembedding, labels, self.loss_chunk, ranked=False)  # (B, T)
-        self.count(batch, nll.double().sum(dim=1).tolist(), metric)
+        hidden = model.transformer(batch.tokens)  # padding on the right is what no token sees
+        nll, _ = token_scores(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk, ranked=False)  # (B, T)
+        self.count(batch.about, nll.double().sum(dim=1).tolist(), metric)
 
-    def count(self, batch: WindowBatch, sums: Sequence[float], metric: LanguageModelScores) -> None:
-        """Count the loss in nats that each window of a batch has in all."""
-        for window, total in zip(batch.windows, sums, strict=True):
+    def count(self, parts: Sequence[Window], sums: Sequence[float], metric: LanguageModelScores) -> None:
+        """Count the loss in nats that each window has in all."""
+        for window, total in zip(parts, sums, strict=True):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())
             metric.update(window.document, total, window.n_scored, n_bytes, (window.n_words, window.n_targets))
 

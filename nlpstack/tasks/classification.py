@@ -17,7 +17,7 @@ from nlpstack.metrics.classification import LabelScores, SimilarityScores
 from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import Head, Labels, mean_pooled
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, RowBatch, knows, label_logits
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 _TARGETS = {"single": "accuracy", "multi": "f1_micro", "regression": "spearman"}
@@ -105,9 +105,9 @@ class Classification(Task):
         problem = self.labels.problem
         return LabelScores(() if problem == "regression" else self.labels.names, single=problem == "single")
 
-    def score(self, model: nn.Module, batch: RowBatch, metric: LabelScores) -> None:
+    def score(self, model: nn.Module, batch: Batch, metric: LabelScores) -> None:
         """Score a batch."""
-        logits, labels = label_logits(model, batch.batch), batch.batch.labels["label"]
+        logits, labels = label_logits(model, batch), batch.labels["label"]
         if self.labels.problem == "regression":
             columns: list[Any] = [logits[:, 0], labels]
         elif self.labels.problem == "multi":
@@ -116,7 +116,7 @@ class Classification(Task):
         else:
             share, chosen = logits.softmax(dim=1).max(dim=1)
             columns = [chosen, labels, F.cross_entropy(logits, labels, reduction="none"), share]
-        for row, *values in zip(batch.rows, *(column.tolist() for column in columns), strict=True):
+        for row, *values in zip(batch.about[0], *(column.tolist() for column in columns), strict=True):
             metric.update(*values, number=row.example)  # type: ignore[misc]  # there are four values at most
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
@@ -129,9 +129,9 @@ class Classification(Task):
         """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
         device, problem = next(model.parameters()).device, self.labels.problem
         for batch in rows.batches(budget):
-            logits = label_logits(model, batch.batch.to(device))
+            logits = label_logits(model, batch.to(device))
             shares = logits.softmax(dim=1) if problem == "single" else logits.sigmoid()
-            for row, values, logit in zip(batch.rows, shares.tolist(), logits.tolist(), strict=True):
+            for row, values, logit in zip(batch.about[0], shares.tolist(), logits.tolist(), strict=True):
                 if problem == "regression":
                     yield row.example, {"label": logit[0]}
                     continue
@@ -163,13 +163,13 @@ class Similarity(Task):
         self.frame.note_cuts(what, note)
         return EncodedRows(examples=examples, rows=rows, frame=self.frame, label=lambda rows: ({}, {}))
 
-    def score(self, model: Any, batch: RowBatch, metric: SimilarityScores) -> None:
+    def score(self, model: Any, batch: Batch, metric: SimilarityScores) -> None:
         """Count the vector of each text."""
-        given = batch.batch
-        hidden = model.transformer(given.tokens, mask=given.mask, segments=given.segments)  # (B, T, D)
-        vectors = mean_pooled(hidden.float(), given.mask).cpu().numpy()
-        for row, vector in zip(batch.rows, vectors, strict=True):
-            metric.add(row.example, vector, batch.examples[row.example // 2].label)
+        rows, examples = batch.about
+        hidden = model.transformer(batch.tokens, mask=batch.mask, segments=batch.segments)  # (B, T, D)
+        vectors = mean_pooled(hidden.float(), batch.mask).cpu().numpy()
+        for row, vector in zip(rows, vectors, strict=True):
+            metric.add(row.example, vector, examples[row.example // 2].label)
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
         """Pooling, layer, context, and whether texts are cut to it."""

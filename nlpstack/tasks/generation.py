@@ -22,7 +22,7 @@ from nlpstack.metrics.text import TextScores, TextScoring
 from nlpstack.model import GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, RowBatch
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame
 from nlpstack.tokenizer import Tokenizer
 from nlpstack.tokenizer.chat import ASSISTANT, Chat, Message
 
@@ -138,7 +138,7 @@ class Generation(Task):
         hidden = model.transformer(batch.tokens)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[RowBatch | Prompts]:
+    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[Batch | Prompts]:
         """All rows, in batches under the token budget, then the prompts, those of like length together."""
         yield from data.batches(config.batch_tokens)
         if config.new_tokens:
@@ -152,7 +152,7 @@ class Generation(Task):
         how = f"|decoding:{f'beam{config.beams}' if config.beams > 1 else 'greedy'}|new_tokens:{config.new_tokens}"
         return GenerationScores(config.texts, how)
 
-    def score(self, model: nn.Module, batch: RowBatch | Prompts, metric: GenerationScores) -> None:
+    def score(self, model: nn.Module, batch: Batch | Prompts, metric: GenerationScores) -> None:
         """Score a batch."""
         assert isinstance(model, GPT)
         if isinstance(batch, Prompts):
@@ -160,10 +160,10 @@ class Generation(Task):
             for (number, example), text in zip(batch.examples, texts, strict=True):
                 metric.texts.update(text, example.references, number)
             return
-        hidden = model.transformer(batch.batch.tokens)
-        nll, _ = token_scores(hidden, model.unembedding, batch.batch.labels["lm"], self.loss_chunk, ranked=False)
-        for row, total in zip(batch.rows, nll.double().sum(dim=1).tolist(), strict=True):
-            example = batch.examples[row.example]
+        hidden, (rows, examples) = model.transformer(batch.tokens), batch.about
+        nll, _ = token_scores(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk, ranked=False)
+        for row, total in zip(rows, nll.double().sum(dim=1).tolist(), strict=True):
+            example = examples[row.example]
             text = "\n".join(_answers(example, whole=self._is_talk(example)))
             whole, n_bytes = (len(text.split()), row.labels[1]), len(text.encode())
             metric.completions.update(row.example, total, row.labels[1], n_bytes, whole)

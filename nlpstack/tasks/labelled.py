@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nlpstack.data.batch import Batch, Example, Scored, by_length, pad_batch
+from nlpstack.data.batch import Batch, Example, by_length, pad_batch
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.model import BERT, TransformerConfig
@@ -27,14 +27,6 @@ class Encoded(NamedTuple):
     example: int  # its number among the examples
     labels: Any = None  # what the task asks of the row
     words: tuple[int, int] = (0, 0)  # of a tagged sentence: the row owns the words from the first to before the second
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowBatch(Scored):
-    """Rows that are scored together."""
-
-    rows: list[Encoded]
-    examples: Sequence[Any]  # all there are: a row has its example's number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +55,11 @@ class EncodedRows:
         labels, n_targets = self.label(rows)
         return replace(batch, labels=labels, n_targets=n_targets)
 
-    def batches(self, budget: int) -> Iterator[RowBatch]:
-        """All rows, the longest first, in batches of at most `budget` tokens or one row."""
+    def batches(self, budget: int) -> Iterator[Batch]:
+        """All rows, the longest first, in batches of at most `budget` tokens or one, about them and all examples."""
         for places in by_length(self.lengths, budget):
             batch = self.batch([(0, place) for place in places])
-            yield RowBatch(batch=batch, rows=[self.rows[place] for place in places], examples=self.examples)
+            yield replace(batch, about=([self.rows[place] for place in places], self.examples))
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, Scored, pad_batch, pad_rows
+from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, pad_batch, pad_rows
 from nlpstack.data.masking import Masked, RowFormat, describe_masking, mask_tokens
 from nlpstack.data.packing import PackedBlocks, SentencePairs
 from nlpstack.data.shards import TokenShards
@@ -23,6 +23,7 @@ from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
 from nlpstack.tokenizer import Tokenizer
 
+ALONE = "alone"  # what a batch is about whose tokens are hidden one by one
 _MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs
 _SHOWN_TOKENS = 24  # of the text around a guess that is shown
 
@@ -121,7 +122,8 @@ def one_hidden_each(tokens: np.ndarray, start: int, stop: int, form: RowFormat) 
     rows, hidden = torch.arange(stop - start), torch.arange(start, stop)
     batch = pad_batch([tokens] * len(rows), None, form.pad_id, form.length)
     batch.tokens[rows, hidden] = form.mask_id
-    return replace(batch, labels={"mlm": torch.from_numpy(tokens)[hidden]}, places=rows * form.length + hidden)
+    labels = {"mlm": torch.from_numpy(tokens)[hidden]}
+    return replace(batch, labels=labels, places=rows * form.length + hidden, about=ALONE)
 
 
 def label_room(n_rows: int, length: int, share: float, *, whole_words: bool) -> int:
@@ -133,13 +135,6 @@ def label_room(n_rows: int, length: int, share: float, *, whole_words: bool) -> 
 
 def _multiple(n: float) -> int:
     return 64 * math.ceil(n / 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredBatch(Scored):
-    """What is scored together: examples with their hidden tokens, or one stretch's tokens, each hidden alone."""
-
-    alone: bool
 
 
 class MaskedLM(Task):
@@ -178,7 +173,7 @@ class MaskedLM(Task):
         """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
         return masked_loss(model, batch, self.loss_chunk)
 
-    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[ScoredBatch]:
+    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
         rows = self.scored_rows(data, config)
         n_rows, n_tokens = max(1, config.batch_tokens // self.form.length), 0
@@ -187,14 +182,14 @@ class MaskedLM(Task):
                 break
             batch = rows.batch([(0, index) for index in range(start, min(start + n_rows, rows.n_rows))])
             n_tokens += batch.n_tokens
-            yield ScoredBatch(batch=batch, alone=False)
+            yield batch
         yield from self._alone(data, config, n_rows)
 
     def scored_rows(self, data: TokenShards, config: EvalConfig) -> MaskedRows:
         """What is scored of a split: the pairs of one epoch or, without next sentences, all of the text."""
         return (pair_rows if self.config.nsp else stretches)(data, self.form, config.seed)
 
-    def _alone(self, data: TokenShards, config: EvalConfig, n_rows: int) -> Iterator[ScoredBatch]:
+    def _alone(self, data: TokenShards, config: EvalConfig, n_rows: int) -> Iterator[Batch]:
         """Evenly spread stretches of text, of about `eval.pseudo_tokens` tokens in all."""
         rows = stretches(data, self.form, config.seed)
         n_wanted = min(rows.n_rows, -(-config.pseudo_tokens // (self.form.length - 2)))
@@ -202,27 +197,26 @@ class MaskedLM(Task):
             tokens = rows.row(0, number * rows.n_rows // n_wanted).tokens
             end = len(tokens) - 1  # [SEP] is not hidden, nor is [CLS]
             for start in range(1, end, n_rows):
-                yield ScoredBatch(batch=one_hidden_each(tokens, start, min(start + n_rows, end), self.form), alone=True)
+                yield one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
 
-    def score(self, model: nn.Module, batch: ScoredBatch, metric: MaskedLMScores) -> None:
+    def score(self, model: nn.Module, batch: Batch, metric: MaskedLMScores) -> None:
         """Score a batch."""
         assert isinstance(model, BERT)
         assert model.mlm_head is not None
-        given = batch.batch
-        assert given.places is not None
-        hidden = model(given.tokens, mask=given.mask, segments=given.segments)
-        states = model.mlm_head(hidden.flatten(0, 1).index_select(0, given.places))
-        labels = given.labels["mlm"]
+        assert batch.places is not None
+        hidden = model(batch.tokens, mask=batch.mask, segments=batch.segments)
+        states = model.mlm_head(hidden.flatten(0, 1).index_select(0, batch.places))
+        labels = batch.labels["mlm"]
         nll, hits = token_scores(states, model.unembedding, labels, self.loss_chunk, model.mlm_head.bias)
-        if batch.alone:
+        if batch.about == ALONE:
             metric.add_stretch(nll.double().sum().item(), len(labels))
             return
-        counted, (n_rows, length) = labels != IGNORE_INDEX, given.tokens.shape
+        counted, (n_rows, length) = labels != IGNORE_INDEX, batch.tokens.shape
         found = torch.stack([part.double() for part in (nll, counted, hits & counted)])  # (3, N)
-        mlm = found.new_zeros(3, n_rows).index_add_(1, given.places // length, found)  # (3, B)
+        mlm = found.new_zeros(3, n_rows).index_add_(1, batch.places // length, found)  # (3, B)
         nsp = torch.zeros_like(mlm)
-        if "nsp" in given.labels:
-            logits, follows = model.nsp_logits(hidden).float(), given.labels["nsp"]
+        if "nsp" in batch.labels:
+            logits, follows = model.nsp_logits(hidden).float(), batch.labels["nsp"]
             losses = F.cross_entropy(logits, follows, reduction="none")
             nsp = torch.stack([losses, torch.ones_like(losses), logits.argmax(dim=-1) == follows])
         for example in torch.cat([mlm, nsp]).T.tolist():

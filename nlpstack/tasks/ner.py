@@ -18,13 +18,14 @@ from nlpstack.metrics.entities import EntityScores, entity_spans
 from nlpstack.model import TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
-from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, RowBatch, knows, label_logits
+from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, knows, label_logits
 from nlpstack.tokenizer import Tokenizer
 
 TextOf = tuple[str, Sequence[int]]  # a text and where each of its words begins
 Texts = Mapping[int, TextOf] | None  # by the numbers of their sentences
 Window = tuple[int, int, int, int]  # of words: first, stop, first owned, stop of owned
-Decoded = tuple[int, np.ndarray, list[int]]  # a sentence's number, log-probabilities (words, C) and decoded tags
+# Of a window: its sentence's number, the sentence, the words it owns, and their log-probabilities (words, C).
+Read = tuple[int, TaggedExample, tuple[int, int], np.ndarray]
 _NEVER = -1e9  # added to the score of a tag that may not stand there
 
 
@@ -83,12 +84,30 @@ def windows_of(lengths: Sequence[int], room: int) -> list[Window]:
     return [(*span, edges[i], edges[i + 1]) for i, span in enumerate(spans)]
 
 
-class TaggedScores(EntityScores):
-    """Entity scores of sentences whose windows come one by one."""
+class Sentences(dict[int, np.ndarray]):
+    """Sentences whose windows come one by one: the log-probabilities (words, C) of those that are not whole yet."""
 
-    def __init__(self) -> None:
+    def joined(self, number: int, n_words: int, owned: tuple[int, int], values: np.ndarray) -> np.ndarray | None:
+        """Those of a sentence, if it is whole with the `values` of the words that this window of it owns."""
+        found = self.setdefault(number, np.full((n_words, values.shape[1]), np.nan))
+        found[slice(*owned)] = values
+        return None if np.isnan(found).any() else self.pop(number)
+
+
+class TaggedScores(EntityScores):
+    """Entity scores of sentences whose windows come one by one, decoded as a task does it."""
+
+    def __init__(self, task: "NER") -> None:
         super().__init__()
-        self.pending: dict[int, np.ndarray] = {}  # sentence -> log-probabilities (words, C), nan where none came yet
+        self.task, self.pending = task, Sentences()
+
+    def add(self, number: int, example: TaggedExample, owned: tuple[int, int], values: np.ndarray) -> None:
+        """Count a window, as `NER.read` tells it; with the last one of a sentence, the sentence."""
+        if (found := self.pending.joined(number, len(example.words), owned, values)) is not None:
+            gold = example.tags or ()
+            nll = -float(found[np.arange(len(gold)), [self.task.ids[tag] for tag in gold]].sum())
+            tags = [self.task.labels.names[tag] for tag in best_tags(found, self.task.allowed)]
+            self.update(tags, gold, nll, number)
 
 
 class NER(Task):
@@ -164,26 +183,23 @@ class NER(Task):
         sums = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
         return {"tag": sums}
 
-    def score(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> None:
-        """Score a batch."""
-        for number, found, tags in self._decoded(model, batch, metric):
-            example: TaggedExample = batch.examples[number]
-            gold = [self.ids[tag] for tag in example.tags or ()]
-            nll = -float(found[np.arange(len(gold)), gold].sum())
-            metric.update([self.labels.names[tag] for tag in tags], example.tags or (), nll, number)
+    def metric(self, config: EvalConfig) -> TaggedScores:
+        """Entity scores, not filled yet."""
+        return TaggedScores(self)
 
-    def _decoded(self, model: nn.Module, batch: RowBatch, metric: TaggedScores) -> Iterator[Decoded]:
-        """The sentences that are whole with this batch."""
-        values = label_logits(model, batch.batch).log_softmax(dim=-1).double().cpu().numpy()
+    def score(self, model: nn.Module, batch: Batch, metric: TaggedScores) -> None:
+        """Score a batch."""
+        for window in self.read(model, batch):
+            metric.add(*window)
+
+    def read(self, model: nn.Module, batch: Batch) -> Iterator[Read]:
+        """What a model says of each window of a batch."""
+        values = label_logits(model, batch).log_softmax(dim=-1).double().cpu().numpy()
         if np.isnan(values).any():
             raise ModelError("the model's logits are not finite, so its weights or the dtype are broken")
-        for row, value in zip(batch.rows, values, strict=True):
-            unseen = np.full((len(batch.examples[row.example].words), value.shape[1]), np.nan)
-            found = metric.pending.setdefault(row.example, unseen)
-            found[slice(*row.words)] = value[row.labels[0]]  # of the words that the window owns
-            if not np.isnan(found).any():
-                del metric.pending[row.example]
-                yield row.example, found, best_tags(found, self.allowed)
+        rows, examples = batch.about
+        for row, value in zip(rows, values, strict=True):
+            yield row.example, examples[row.example], row.words, value[row.labels[0]]
 
     def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
         """How tags are decoded, and the context."""
@@ -195,12 +211,14 @@ class NER(Task):
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of
         its words, each taken by itself. Words without a text are joined by one space.
         """
-        metric, device = TaggedScores(), next(model.parameters()).device
+        pending, device = Sentences(), next(model.parameters()).device
         for batch in rows.batches(budget):
-            for number, values, tags in self._decoded(model, batch.to(device), metric):
-                words = rows.examples[number].words
-                joined = " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
-                yield number, self.entities(words, tags, values, (texts or {}).get(number, joined))
+            for number, example, owned, part in self.read(model, batch.to(device)):
+                words = example.words
+                if (values := pending.joined(number, len(words), owned, part)) is not None:
+                    spaced = " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
+                    tags = best_tags(values, self.allowed)
+                    yield number, self.entities(words, tags, values, (texts or {}).get(number, spaced))
 
     def entities(self, words: Sequence[str], tags: list[int], values: np.ndarray, text_of: TextOf) -> dict[str, Any]:
         """`tags` and `entities` of a sentence with log-probabilities (words, C)."""

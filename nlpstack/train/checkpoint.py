@@ -3,20 +3,29 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from nlpstack.errors import CheckpointError
 from nlpstack.files import new_folder, read_json_object, remove_leftovers, verify_manifest
 from nlpstack.hub.weights import read_tensors, write_tensors
+from nlpstack.train.runtime import gathered, rank
 
 KEPT = 2  # the newest ones, beside the best
+SUFFIX = ".safetensors"
+NONE: Mapping[str, Tensor] = {}
 
 
 class Checkpoint(NamedTuple):
@@ -28,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run."""
+    """The `checkpoints/` folder of a run; where several processes work, all of them call its methods."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,39 +52,87 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
-        with new_folder(self.path(checkpoint.state["step"])) as folder:
-            write_tensors(folder / "model.safetensors", checkpoint.model)
-            write_tensors(folder / "optimizer.safetensors", checkpoint.optimizer)
-            (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
-        for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step}:
+        with _made_together(self.path(checkpoint.state["step"])) as folder:
+            _write(folder / "model", checkpoint.model)
+            _write(folder / "optimizer", checkpoint.optimizer)
+            if not rank():
+                (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
+        for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step} if not rank() else ():
             shutil.rmtree(self.path(old))
+        gathered(None)
 
-    def load_newest(self, note: Callable[[str], None]) -> Checkpoint | None:
+    def load_newest(self, note: Callable[[str], None], weights: Mapping[str, Tensor] = NONE) -> Checkpoint | None:
         """The newest checkpoint that is whole, after naming the damaged ones passed over; None if there is none."""
+        step = gathered(None if rank() else self._newest(note))[0]
+        return None if step is None else self.load(step, weights)
+
+    def _newest(self, note: Callable[[str], None]) -> int | None:
         remove_leftovers(self.folder)
         damaged: dict[int, CheckpointError] = {}
         for step in reversed(self.steps()):
             try:
-                checkpoint = self.load(step)
+                self._check(step)
             except CheckpointError as error:
                 damaged[step] = error
                 continue
             for later, fault in damaged.items():
                 note(f"damaged checkpoint passed over: {fault}")
                 shutil.rmtree(self.path(later))
-            return checkpoint
+            return step
         for fault in damaged.values():
             raise CheckpointError(f"no checkpoint is whole: {fault}; start again with --overwrite")
         return None
 
-    def load(self, step: int) -> Checkpoint:
-        """One checkpoint, checked against its manifest."""
+    def load(self, step: int, weights: Mapping[str, Tensor] = NONE) -> Checkpoint:
+        """One checkpoint, checked against its manifest; its tensors are spread over processes as the `weights` are."""
+        folder = self.path(step)
+        state = self._check(step)
+        return Checkpoint(_read(folder / "model", weights), _read(folder / "optimizer", weights), state)
+
+    def _check(self, step: int) -> dict[str, Any]:
         folder = self.path(step)
         if not verify_manifest(folder, CheckpointError, "an older checkpoint or --overwrite will do"):
             raise CheckpointError(f"{folder}: has no manifest, so it was never finished")
-        model = read_tensors(folder / "model.safetensors", CheckpointError)
-        optimizer = read_tensors(folder / "optimizer.safetensors", CheckpointError)
-        return Checkpoint(model, optimizer, read_json_object(folder / "state.json", CheckpointError))
+        return read_json_object(folder / "state.json", CheckpointError)
+
+
+@contextmanager
+def _made_together(target: Path) -> Iterator[Path]:
+    """A new folder that all processes write into, made and put in its place by the first."""
+    with nullcontext() if rank() else new_folder(target) as own:
+        yield gathered(own)[0]
+        gathered(None)
+
+
+def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors as one file or, of those that are spread over processes, as a folder with a file of each process."""
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
+    elif not rank():
+        write_tensors(place.with_suffix(SUFFIX), tensors)
+
+
+def _read(place: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_write` wrote, in whatever number of processes, spread as the `weights` are, `weight.entry` too."""
+
+    def like(name: str, size: torch.Size) -> Tensor | None:
+        found = weights.get(name, weights.get(name.rpartition(".")[0]))
+        return found if isinstance(found, DTensor) and found.shape == size else None
+
+    if not place.is_dir():
+        tensors = read_tensors(place.with_suffix(SUFFIX), CheckpointError)
+        for name, tensor in tensors.items():
+            if isinstance(one := like(name, tensor.shape), DTensor):
+                tensors[name] = distribute_tensor(tensor, one.device_mesh, one.placements)
+        return tensors
+    reader = HuggingFaceStorageReader(str(place))
+    tensors = {}
+    for name, about in reader.read_metadata().state_dict_metadata.items():
+        one = like(name, about.size)
+        empty = torch.empty(about.size, dtype=about.properties.dtype)
+        tensors[name] = empty if one is None else torch.empty_like(one)
+    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    return tensors
 
 
 def optimizer_state(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:

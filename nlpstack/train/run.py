@@ -25,7 +25,7 @@ from nlpstack.tasks import EvalConfig, TaskConfig
 from nlpstack.tokenizer import TokenizerConfig
 from nlpstack.train.checkpoint import Checkpoints
 from nlpstack.train.optim import OptimConfig
-from nlpstack.train.runtime import Choices
+from nlpstack.train.runtime import Choices, gathered, rank
 
 LOSS_PICTURE = "loss.png"
 # What a run's folder holds beside its lock.
@@ -55,6 +55,7 @@ class TrainConfig:
     seed: NonNegativeInt = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
     freeze: list[str] = field(default_factory=list)  # weights whose names begin so do not train
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: each has the whole model, or a share of its weights
     activation_checkpointing: bool = False  # less memory, about a third more work
     patience: NonNegativeInt = 0  # validations without a better one before stopping early; 0: never
     max_skips: NonNegativeInt = 3  # steps in a row with a loss or gradient that is not finite
@@ -138,11 +139,15 @@ def make_run(name: str, resolved: Resolved) -> Run:
             raise ConfigError(f"{setter}: {key}: {', '.join(owners)}; {what} has no such choice")
     exact, masked = config.optim.full_batch, not task.name and not model.causal
     noisy = f"too noisy for the line searches of {config.optim.name}; use"
+    fsdp = config.train.parallel == "fsdp"
     windows, shortest = "of a GPT; a BERT is scored in rows of its context", 5 if task.nsp else 3
     short = f"too short for a row with its marks; at least {shortest}"
     for wrong, key, cure in (
         (exact and model.dropout > 0, "model.dropout", f"{noisy} model.dropout=0"),
         (exact and config.train.dtype not in ("auto", "fp32"), "train.dtype", f"{noisy} train.dtype=fp32"),
+        (fsdp and config.optim.name in ("muon", "lbfgs"), "optim.name", "takes whole matrices; fsdp shares them out"),
+        (fsdp and config.train.dtype == "fp16", "train.dtype", "fsdp goes with bf16 or fp32"),
+        (fsdp and config.train.compile is True, "train.compile", "a run with fsdp is eager; leave it out"),
         (masked and config.eval.window, "eval.window", windows),
         (masked and config.eval.stride, "eval.stride", windows),
         (masked and task.nsp and model.n_segments < 2, "model.n_segments", "pairs of texts need 2, or task.nsp=false"),
@@ -167,12 +172,17 @@ class RunFolder:
     @contextmanager
     def open(cls, path: Path, *, resume: bool, overwrite: bool) -> Iterator["RunFolder"]:
         """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
+        if rank():  # the first process is it
+            gathered(None)
+            yield cls(path, read_record(path) if resume else None)
+            return
         cls.check(path, resume=resume, overwrite=overwrite)
         folder, is_new = cls(path), not path.exists()
         with _take_lock(path):
             try:
                 if resume:
                     folder.record = read_record(path)
+                gathered(None)
                 yield folder
             finally:
                 if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left

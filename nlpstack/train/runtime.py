@@ -1,4 +1,4 @@
-"""The machine: device, dtype, threads, compiler, clocks and signals. The only reader of the environment outside cli."""
+"""The machine: device, processes, dtype, threads, clocks, signals. The only reader of the environment outside cli."""
 
 import ctypes
 import math
@@ -9,17 +9,18 @@ import shutil
 import signal
 import sys
 import timeit
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from nlpstack import __version__
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, NlpstackError, TrainingError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without which cuBLAS may add up in another order
@@ -49,6 +50,7 @@ class Choices:
     processor: str
     torch: str
     nlpstack: str
+    world: int = 1  # processes
 
     def __str__(self) -> str:
         shown = ("device", "dtype", "compile", "threads", "attention", "micro_batch")
@@ -56,11 +58,91 @@ class Choices:
 
     def unkept(self) -> list[str]:
         """What this machine cannot keep of choices made elsewhere, as `name: then, now`."""
-        now = {"processor": processor_name(self.device), "torch": torch.__version__, "nlpstack": __version__}
+        now: dict[str, Any] = {
+            "processor": processor_name(self.device),
+            "torch": torch.__version__,
+            "nlpstack": __version__,
+        }
+        now["world"] = world_size()
         if self.compile and not can_compile(self.device):
             now["compile"] = "no compiler"
         then = asdict(self)
         return [f"{name}: then {then[name]}, now {value}" for name, value in now.items() if then[name] != value]
+
+
+def rank() -> int:
+    """The number of this process among those that torchrun started together; 0: the one that writes and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process has here, in order of their numbers; they wait for one another."""
+    found = [value] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(found, value)
+    return found
+
+
+def summed(values: Sequence[float]) -> list[float]:
+    """Each of these numbers, added up over all processes."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def all_reduced(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each of these scalars, added up over all processes where they stand."""
+    if not dist.is_initialized():
+        return values
+    total = torch.stack([*values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, total, strict=True))
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """The first process goes through the block before the others, who find what it leaves on the disk."""
+    if rank():
+        gathered(None)
+    yield
+    if not rank():
+        gathered(None)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside the block this is one of the processes that torchrun started; only the command line does this.
+
+    The first alone speaks. Of those that fail, whichever is the first to fail says why.
+    """
+    if on_gpu := torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")  # whatever stands on the CPU goes by gloo
+    own = rank()
+    try:
+        with ExitStack() as silent:
+            for redirect in (redirect_stdout, redirect_stderr) if own else ():
+                silent.enter_context(redirect(silent.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            yield
+    except Stopped as stopped:
+        if own:
+            raise SystemExit(128 + stopped.signum) from None
+        raise
+    except Exception as error:
+        if dist.distributed_c10d._get_default_store().add("nlpstack/failed", 1) > 1:
+            raise SystemExit(1) from error
+        if isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "Connection")):
+            raise TrainingError("another process of this run has ended, killed perhaps; --resume goes on") from error
+        if own and isinstance(error, NlpstackError):
+            raise type(error)(f"process {own}: {error}") from error
+        raise
+    dist.destroy_process_group()
 
 
 def resolve_device(name: str) -> torch.device:

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
+import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from functools import reduce
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
+from nlpstack.train.parallel import Parallel, in_step, whole
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal, autocast
 
@@ -85,16 +87,14 @@ class Trainer:
         if self.optim.full_batch and n_step != n_all:
             fault = f"optim.name={self.optim.name} takes all {n_all} training sequences at each step, not {n_step}"
             raise ConfigError(f"{fault}; set train.batch_size={n_all} (train.micro_batch saves memory)")
+        self.parallel = Parallel(self.model, self.config.parallel, self.device)
         self.optimizers = make_optimizers(self.model, self.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self.frozen_hash = frozen_hash(self.model)
         # Only the training loss is compiled: validation stays the arithmetic of `eval`.
         dynamic = None if isinstance(self.loader.order, Bucketed) else False
-        self._run_loss = torch.compile(self._loss, dynamic=dynamic) if self.choices.compile else self._loss
+        self._loss = torch.compile(self.task.loss, dynamic=dynamic) if self.choices.compile else self.task.loss
         self._peak_flops = 0.0
-
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        return self.task.loss(self.model, batch)
 
     def steps(self) -> Iterator[StepReport]:
         """Train from where the state stands to the last step, yielding a report after each."""
@@ -124,18 +124,21 @@ class Trainer:
         return seconds * self.optim.evaluations
 
     def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Add up gradients of the mean loss over all targets of the step; each term's summed loss comes back."""
-        totals = sum((Counter(batch.n_targets) for batch in micro_batches), Counter())
+        """Add up gradients of the mean loss over all targets of the step; the mean of each term comes back."""
+        names = sorted(micro_batches[0].n_targets)
+        n_targets = runtime.summed([sum(batch.n_targets[name] for batch in micro_batches) for name in names])
+        totals = {name: max(1, n) for name, n in zip(names, n_targets, strict=True)}
         sums: dict[str, Tensor] = {}
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, 1):
             on_device = replace(batch.to(self.device), n_targets={})  # counts would be constants of the compiled code
             with runtime.autocast(self.device, self.choices.dtype):
-                terms = self._run_loss(on_device)
-            objective = torch.stack([value / max(1, totals[name]) for name, value in terms.items()]).sum()
-            self.scaler.scale(objective).backward()
+                terms = self.parallel(self._loss, on_device, last=number == len(micro_batches))
+            objective = torch.stack([value / totals[name] for name, value in terms.items()]).sum()
+            counts = 0 if batch.idle else 1
+            self.scaler.scale(objective * (counts * runtime.world_size())).backward()  # which processes average
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-        return {name: value / max(1, totals[name]) for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value.detach() * counts
+        return runtime.all_reduced({name: value / totals[name] for name, value in sums.items()})
 
     def _step(self, micro_batches: list[Batch]) -> StepReport:
         lr = learning_rate(self.optim, self.state.step, self.choices.steps)
@@ -147,13 +150,13 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        *values, size = torch.stack([*means.values(), norm]).tolist()  # the step's only wait for the device
+        *values, size = torch.stack([*means.values(), whole(norm)]).tolist()  # the step's only wait for the device
         if self.optim.clip and size > 0.999 * self.optim.clip:  # else every gradient would be multiplied by 1
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim.clip, norm)
         updated = all(map(math.isfinite, (*values, size))) and self._update(sum(values), micro_batches)
         self.scaler.update()
         step, losses = self.state.step + 1, dict(zip(means, values, strict=True))
-        n_tokens = sum(batch.n_tokens for batch in micro_batches)
+        n_tokens = int(runtime.summed([sum(batch.n_tokens for batch in micro_batches)])[0])
         report = StepReport(step=step, losses=losses, lr=lr, grad_norm=size, n_tokens=n_tokens, skipped=not updated)
         self._guard(report)
         return report
@@ -201,13 +204,14 @@ class Trainer:
                 improved = (last or _due(report.step, self.config.val_every)) and self._validate()
                 early = self._stops_early()
                 due = _due(report.step, self.config.checkpoint_every)
-                if last or early or due or improved or self.stop.signum is not None:
+                stopping = any(runtime.summed([self.stop.signum is not None]))
+                if last or early or due or improved or stopping:
                     self.save()
                 if early and not last:
                     self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
                     break
-                if self.stop.signum is not None and not last:
-                    raise Stopped(self.stop.signum, saved=str(self.checkpoints.path(report.step)))
+                if stopping and not last:
+                    raise Stopped(self.stop.signum or signal.SIGTERM, saved=str(self.checkpoints.path(report.step)))
 
     def _stops_early(self) -> bool:
         return bool(self.config.patience) and self.state.n_worse >= self.config.patience
@@ -216,26 +220,25 @@ class Trainer:
         """Put the weights of the best validation in place of the last ones."""
         best = self.state.best_step
         if best is not None and best != self.state.step:
-            self._load(self.checkpoints.load(best).model)
+            self._load(self.checkpoints.load(best, trainable_state(self.model)).model)
             self.reporter.say(f"the model is that of step {best}, whose validation was the best")
 
     def _log_step(self, report: StepReport) -> None:
+        if runtime.rank():
+            return
         speed = self.state.tokens / max(self.state.seconds, 1e-9)
         if not self._peak_flops:
             self._peak_flops, source = runtime.peak_flops(self.device, self.choices.dtype)
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
         length = float(order.lengths.mean()) if isinstance(order := self.loader.order, Bucketed) else 0.0
         flops = flops_per_token(self.model, predicted=self.task.predicted_share, length=length)["training"]
-        utilisation = speed * flops / self._peak_flops
+        utilisation = speed * flops / (self._peak_flops * runtime.world_size())
         memory = runtime.peak_memory(self.device)
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
         record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
         record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
-        record |= {
-            "utilisation": round(utilisation, 4),
-            "memory_bytes": memory,
-            "seconds": round(self.state.seconds, 3),
-        }
+        record["utilisation"] = round(utilisation, 4)
+        record |= {"memory_bytes": memory, "seconds": round(self.state.seconds, 3)}
         self.log.write(record)
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
@@ -244,9 +247,10 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Score the validation split; whether it is the best so far."""
-        found = self.validate()
+        found = self.parallel.look(lambda _: self.validate())
         self.state.val = found["val"]
-        self.log.write({"step": self.state.step, **found})
+        if not runtime.rank():
+            self.log.write({"step": self.state.step, **found})
         score = found["val"][self.task.target]
         better = self.state.best is None or (score < self.state.best) == lower_is_better(self.task.target)
         improved = math.isfinite(score) and score != self.state.best and better
@@ -262,13 +266,9 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything."""
         tensors, numbers = optimizer_state(self.model, self.optimizers)
-        state = {
-            **vars(self.state),
-            "optimizer": numbers,
-            "rng": runtime.rng_state(self.device),
-            "scaler": self.scaler.state_dict(),
-            "log_bytes": self.log.sync(),
-        }
+        rng = runtime.gathered(runtime.rng_state(self.device))  # of each process
+        state = {**vars(self.state), "optimizer": numbers, "rng": rng, "scaler": self.scaler.state_dict()}
+        state["log_bytes"] = 0 if runtime.rank() else self.log.sync()
         self.checkpoints.save(Checkpoint(trainable_state(self.model), tensors, state), best_step=self.state.best_step)
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -281,7 +281,8 @@ class Trainer:
         self._load(checkpoint.model)
         state = dict(checkpoint.state)
         restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.pop("optimizer", {}))
-        runtime.set_rng_state(state.pop("rng"), self.device)
+        rng = state.pop("rng")
+        runtime.set_rng_state(rng[runtime.rank() % len(rng)], self.device)
         self.scaler.load_state_dict(state.pop("scaler"))
         self.log.cut(state.pop("log_bytes"))
         self.state = TrainState(**state)
@@ -297,7 +298,7 @@ def frozen_hash(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(whole(parameter.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -321,12 +322,32 @@ def measure(
     model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str, tick: Tick = lambda _: None
 ) -> Metric:
     """The metric of a task, filled with all of its data, the model left in its mode; `tick` gets the batches done."""
-    metric, device = task.metric(config), next(model.parameters()).device
+    metric, device, done = task.metric(config), next(model.parameters()).device, 0
+    own, size = (0, 1) if in_step(model) else (runtime.rank(), runtime.world_size())
+    batches = iter(task.eval_batches(model, data, config))
     with evaluating(model), torch.inference_mode(), autocast(device, dtype):
-        for done, batch in enumerate(task.eval_batches(model, data, config), 1):
-            task.score(model, batch.to(device), metric)
+        while some := list(islice(batches, size)):  # one for each process, each of which counts what all have scored
+            counted = metric if size == 1 else _Counted([])
+            for batch in some[own : own + 1]:
+                task.score(model, batch.to(device), counted)
+            for path, given, named in chain.from_iterable(runtime.gathered(counted.calls)) if size > 1 else ():
+                reduce(getattr, path, metric)(*given, **named)
+            done += len(some)
             tick(done)
     return metric
+
+
+class _Counted:
+    """In place of a metric: what is counted, as calls of its methods."""
+
+    def __init__(self, calls: list[Any], path: tuple[str, ...] = ()) -> None:
+        self.calls, self._path = calls, path
+
+    def __getattr__(self, name: str) -> "_Counted":
+        return _Counted(self.calls, (*self._path, name))
+
+    def __call__(self, *given: Any, **named: Any) -> None:
+        self.calls.append((self._path, given, named))
 
 
 def evaluate(model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str) -> dict[str, Score]:

@@ -12,8 +12,8 @@ from nlpstack.data.labelled import TaggedExample
 from nlpstack.errors import DataError
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Labels
-from nlpstack.tasks import NER, EvalConfig, TaskConfig
-from nlpstack.tasks.ner import best_tags, may_follow, tags_of, windows_of
+from nlpstack.tasks import NER, TaskConfig
+from nlpstack.tasks.ner import Sentences, best_tags, may_follow, tags_of, windows_of
 from tests.tasks.conftest import KINDS
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -128,11 +128,12 @@ def test_padded_rows_score_as_they_do_alone_and_windows_as_one(tokenizers) -> No
 
 def decoded(task: NER, model: BERT, sentences: list[TaggedExample]) -> list[tuple[np.ndarray, list[int]]]:
     rows = task.encode(sentences, "val", lambda line: None)
-    metric, found = task.metric(EvalConfig()), {}
+    pending, found = Sentences(), {}
     with torch.inference_mode():
         for batch in rows.batches(10_000):
-            for number, values, tags in task._decoded(model, batch, metric):
-                found[number] = values, tags
+            for number, example, owned, part in task.read(model, batch):
+                if (values := pending.joined(number, len(example.words), owned, part)) is not None:
+                    found[number] = values, best_tags(values, task.allowed)
     return [found[number] for number in range(len(sentences))]
 
 
