@@ -112,8 +112,11 @@ class Job:
             return done
         cache = Path(self.config.data.cache) if self.config.data.cache else self.folder.path.parent / ".cache"
         with run_session(self.config, kept):
-            with runtime.in_turn():
-                material = self.prepare(cache, self.say)
+            if runtime.rank():  # the first process makes what the others find in the cache
+                runtime.gathered(None)
+            material = self.prepare(cache, self.say)
+            if self.is_first:
+                runtime.gathered(None)
             trainer = self._trainer(material, kept)
             if kept is None and (minutes := self.config.train.minutes) is not None:
                 seconds = trainer.seconds_per_step()  # once, from the time a few steps take

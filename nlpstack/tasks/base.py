@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import Batch
 from nlpstack.errors import ModelError
@@ -96,11 +96,11 @@ class Task(Protocol):
     layout: DocumentLayout = DocumentLayout()
     predicted_share: float = 0.0  # of the tokens of a batch, that the model has to predict
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Loss terms, each summed over its targets; their counts are the batch's `n_targets`."""
         raise ModelError(f"{self.name} is no task to train for")
 
-    def eval_batches(self, model: nn.Module, data: Any, config: EvalConfig) -> Iterator[Any]:
+    def eval_batches(self, model: Any, data: Any, config: EvalConfig) -> Iterator[Any]:
         """What there is to score, in batches with a `to(device)`: of labelled data all rows, under the token budget."""
         yield from data.batches(config.batch_tokens)
 
@@ -108,14 +108,14 @@ class Task(Protocol):
         """An empty metric for `score` to fill."""
         return self.scores()
 
-    def score(self, model: nn.Module, batch: Any, metric: Any) -> None:
+    def score(self, model: Any, batch: Any, metric: Any) -> None:
         """Run the model on a batch and count the outcome."""
 
-    def signature(self, model: nn.Module, config: EvalConfig, dtype: str) -> str:
+    def signature(self, model: Any, config: EvalConfig, dtype: str) -> str:
         """How the scores are made, in the form name:value|name:value; ConfigError for what cannot be scored."""
         parts = {**self.reading(model, config), "tok": self.tokenizer.hash[:12], "dtype": dtype}
         words = {name: ("no", "yes")[part] if isinstance(part, bool) else part for name, part in parts.items()}
         return "|".join(f"{name}:{word}" for name, word in words.items())
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: Any, config: EvalConfig) -> dict[str, object]:
         """All that changes the scores, beside tokenizer and dtype."""

@@ -5,7 +5,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, by_length, pad_rows
 from nlpstack.data.shards import TokenShards
@@ -80,20 +80,18 @@ class CausalLM(Task):
         self.layout = DocumentLayout(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
         self._bytes = [len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: GPT, batch: Batch) -> dict[str, Tensor]:
         """Summed next-token loss in nats, under "lm"."""
-        assert isinstance(model, GPT)
         hidden = model.transformer(batch.tokens, mask=batch.mask)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
+    def eval_batches(self, model: GPT, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """All windows of a split, in batches under the token budget."""
         window, stride = self._window(model, config)
         return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
 
-    def score(self, model: nn.Module, batch: Batch, metric: LanguageModelScores) -> None:
+    def score(self, model: GPT, batch: Batch, metric: LanguageModelScores) -> None:
         """Score a batch of windows."""
-        assert isinstance(model, GPT)
         hidden = model.transformer(batch.tokens)  # padding on the right is what no token sees
         nll, _ = token_scores(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk, ranked=False)  # (B, T)
         self.count(batch.about, nll.double().sum(dim=1).tolist(), metric)
@@ -104,14 +102,13 @@ class CausalLM(Task):
             n_bytes = sum(self._bytes[token] for token in window.scored().tolist())
             metric.update(window.document, total, window.n_scored, n_bytes, (window.n_words, window.n_targets))
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: GPT, config: EvalConfig) -> dict[str, object]:
         """Window, stride, marks that are scored, and how much of the text."""
         window, stride = self._window(model, config)
         read = {"window": window, "stride": stride, "bos": self.tokenizer.bos_id is not None, "eos": False}
         return {**read, "max_tokens": config.max_tokens or "all"}
 
-    def _window(self, model: nn.Module, config: EvalConfig) -> tuple[int, int]:
-        assert isinstance(model, GPT)
+    def _window(self, model: GPT, config: EvalConfig) -> tuple[int, int]:
         window = config.window or model.config.max_seq_len
         if window > model.config.max_seq_len and model.config.positions == "learned":
             raise ConfigError(f"eval.window={window} is more than the model's max_seq_len={model.config.max_seq_len}")
@@ -134,9 +131,8 @@ class CausalLM(Task):
                 return " ".join(words)[:PROMPT_CHARS].rstrip()
         return ""  # nothing but white space
 
-    def write(self, model: nn.Module, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
+    def write(self, model: GPT, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
         """What the model writes after each prompt, cut to its context; sampled from the 50 likeliest tokens."""
-        assert isinstance(model, GPT)
         sampling = Sampling(max_new_tokens=max_new_tokens, top_k=50, temperature=0.8, seed=seed)
         fitted = []
         for prompt in prompts:

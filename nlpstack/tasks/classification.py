@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import Batch
 from nlpstack.data.labelled import TextExample, classes_of
 from nlpstack.data.readers import Note
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.metrics.classification import LabelScores, SimilarityScores
-from nlpstack.model import LanguageModel, TransformerConfig
+from nlpstack.model import BERT, LanguageModel, TransformerConfig
 from nlpstack.model.heads import Head, Labels, mean_pooled
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, knows, label_logits
@@ -88,7 +88,7 @@ class Classification(Task):
         dtype = torch.int64 if self.labels.problem == "single" else torch.float32
         return {"label": torch.tensor(np.array([row.labels for row in rows]), dtype=dtype)}, {"label": len(rows)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: BERT, batch: Batch) -> dict[str, Tensor]:
         """The loss summed over examples: cross-entropy, of several labels the mean over them, or the squared error."""
         logits = label_logits(model, batch)
         labels = batch.labels["label"]
@@ -105,7 +105,7 @@ class Classification(Task):
         problem = self.labels.problem
         return LabelScores(() if problem == "regression" else self.labels.names, single=problem == "single")
 
-    def score(self, model: nn.Module, batch: Batch, metric: LabelScores) -> None:
+    def score(self, model: BERT, batch: Batch, metric: LabelScores) -> None:
         """Score a batch."""
         logits, labels = label_logits(model, batch), batch.labels["label"]
         if self.labels.problem == "regression":
@@ -119,13 +119,13 @@ class Classification(Task):
         for row, *values in zip(batch.about[0], *(column.tolist() for column in columns), strict=True):
             metric.update(*values, number=row.example)  # type: ignore[misc]  # there are four values at most
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: BERT, config: EvalConfig) -> dict[str, object]:
         """Kind and number of labels, threshold, context, and whether texts are cut to it."""
         threshold = {"threshold": f"{self.config.threshold:g}"} if self.labels.problem == "multi" else {}
         labels = {"labels": f"{self.labels.problem}:{len(self.labels.names)}", **threshold}
         return {**labels, "context": self.frame.length, "truncate": self.config.truncate}
 
-    def results(self, model: nn.Module, rows: EncodedRows, budget: int, texts: object = None) -> Iterator[Result]:
+    def results(self, model: BERT, rows: EncodedRows, budget: int, texts: object = None) -> Iterator[Result]:
         """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
         device, problem = next(model.parameters()).device, self.labels.problem
         for batch in rows.batches(budget):
@@ -171,7 +171,7 @@ class Similarity(Task):
         for row, vector in zip(rows, vectors, strict=True):
             metric.add(row.example, vector, examples[row.example // 2].label)
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: BERT, config: EvalConfig) -> dict[str, object]:
         """Pooling, layer, context, and whether texts are cut to it."""
         length, cut = self.frame.length, self.frame.truncate
         return {"cosine": "mean-pooled", "layer": "last", "context": length, "truncate": cut}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import PromptExample
@@ -132,13 +132,12 @@ class Generation(Task):
         labels = pad_rows([row.labels[0] for row in rows], IGNORE_INDEX)
         return {"lm": labels}, {"lm": sum(row.labels[1] for row in rows)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: GPT, batch: Batch) -> dict[str, Tensor]:
         """Summed next-token loss in nats of completions, under "lm"; padding on the right is seen by no token."""
-        assert isinstance(model, GPT)
         hidden = model.transformer(batch.tokens)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: nn.Module, data: EncodedRows, config: EvalConfig) -> Iterator[Batch | Prompts]:
+    def eval_batches(self, model: GPT, data: EncodedRows, config: EvalConfig) -> Iterator[Batch | Prompts]:
         """All rows, in batches under the token budget, then the prompts, those of like length together."""
         yield from data.batches(config.batch_tokens)
         if config.new_tokens:
@@ -152,9 +151,8 @@ class Generation(Task):
         how = f"|decoding:{f'beam{config.beams}' if config.beams > 1 else 'greedy'}|new_tokens:{config.new_tokens}"
         return GenerationScores(config.texts, how)
 
-    def score(self, model: nn.Module, batch: Batch | Prompts, metric: GenerationScores) -> None:
+    def score(self, model: GPT, batch: Batch | Prompts, metric: GenerationScores) -> None:
         """Score a batch."""
-        assert isinstance(model, GPT)
         if isinstance(batch, Prompts):
             texts = self.write(model, [example for _, example in batch.examples], batch.sampling)
             for (number, example), text in zip(batch.examples, texts, strict=True):
@@ -168,15 +166,14 @@ class Generation(Task):
             whole, n_bytes = (len(text.split()), row.labels[1]), len(text.encode())
             metric.completions.update(row.example, total, row.labels[1], n_bytes, whole)
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: GPT, config: EvalConfig) -> dict[str, object]:
         """What is scored, what stands before it, and the context."""
         template = self.tokenizer.chat_template
         chat = {"chat": hashlib.sha256(template.encode()).hexdigest()[:12]} if template else {}
         return {"scored": "completion+eos", "separator": "newline", **chat, "context": self.length}
 
-    def write(self, model: nn.Module, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
+    def write(self, model: GPT, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
         """What the model writes after each example's prompt, or next in its conversation."""
-        assert isinstance(model, GPT)
         talks = [one for one in examples if self._is_talk(one)]
         places = [one.where for one in talks]
         begun = iter(self.chat.prompts([_before_last(one.messages) for one in talks], places) if talks else ())

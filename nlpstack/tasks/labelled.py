@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import Batch, Example, by_length, pad_batch
 from nlpstack.data.readers import Note
@@ -62,9 +62,8 @@ class EncodedRows:
             yield replace(batch, about=([self.rows[place] for place in places], self.examples))
 
 
-def label_logits(model: nn.Module, batch: Batch) -> Tensor:
+def label_logits(model: BERT, batch: Batch) -> Tensor:
     """A classifier's logits in fp32 or wider: (B, C) of texts, (B, T, C) of tokens."""
-    assert isinstance(model, BERT)
     return model.label_logits(model(batch.tokens, mask=batch.mask, segments=batch.segments)).float()
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, pad_batch, pad_rows
 from nlpstack.data.masking import Masked, RowFormat, describe_masking, mask_tokens
@@ -169,11 +169,11 @@ class MaskedLM(Task):
         """A split as training examples: pairs of texts or, without next sentences, packed rows."""
         return (pair_rows if self.config.nsp else packed_rows)(shards, self.form, seed)
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: BERT, batch: Batch) -> dict[str, Tensor]:
         """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
         return masked_loss(model, batch, self.loss_chunk)
 
-    def eval_batches(self, model: nn.Module, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
+    def eval_batches(self, model: BERT, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
         rows = self.scored_rows(data, config)
         n_rows, n_tokens = max(1, config.batch_tokens // self.form.length), 0
@@ -199,9 +199,8 @@ class MaskedLM(Task):
             for start in range(1, end, n_rows):
                 yield one_hidden_each(tokens, start, min(start + n_rows, end), self.form)
 
-    def score(self, model: nn.Module, batch: Batch, metric: MaskedLMScores) -> None:
+    def score(self, model: BERT, batch: Batch, metric: MaskedLMScores) -> None:
         """Score a batch."""
-        assert isinstance(model, BERT)
         assert model.mlm_head is not None
         assert batch.places is not None
         hidden = model(batch.tokens, mask=batch.mask, segments=batch.segments)
@@ -222,7 +221,7 @@ class MaskedLM(Task):
         for example in torch.cat([mlm, nsp]).T.tolist():
             metric.update(example[:3], example[3:])
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: BERT, config: EvalConfig) -> dict[str, object]:
         """What is hidden and how, the context, and how much of the text is scored."""
         if config.window or config.stride:
             raise ConfigError("eval.window and eval.stride are of a GPT's perplexity; a BERT reads rows of its context")
@@ -235,9 +234,8 @@ class MaskedLM(Task):
         return [data.read(at, at + _SHOWN_TOKENS).tolist() for at in (len(data) * i // n for i in range(n))]
 
     @torch.no_grad()
-    def write(self, model: nn.Module, prompts: list[list[int]]) -> list[dict[str, str]]:
+    def write(self, model: BERT, prompts: list[list[int]]) -> list[dict[str, str]]:
         """Each stretch with the token in its middle hidden, and what the model takes it for."""
-        assert isinstance(model, BERT)
         found = []
         for ids in prompts:
             middle = len(ids) // 2
@@ -252,14 +250,13 @@ class MaskedLM(Task):
         return found
 
 
-def masked_loss(model: nn.Module, batch: Batch, chunk: int) -> dict[str, Tensor]:
+def masked_loss(model: BERT, batch: Batch, chunk: int) -> dict[str, Tensor]:
     """Summed losses in nats, of the hidden tokens under "mlm", of the next sentences under "nsp" if there are any.
 
     "mlm": the sum of -log softmax(Eh + b)[token] over the hidden places only, h being the head's state there, E the
     unembedding; "nsp": the sum of -log softmax(W tanh(W'h + b') + b)[label] with the state h of [CLS]
     (Devlin et al. 2019, section 3.1).
     """
-    assert isinstance(model, BERT)
     assert model.mlm_head is not None
     assert batch.places is not None
     hidden = model(batch.tokens, mask=batch.mask, segments=batch.segments)  # (B, T, D)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
 from nlpstack.data.labelled import TaggedExample
 from nlpstack.data.readers import Note
 from nlpstack.errors import DataError, ModelError
 from nlpstack.metrics.entities import EntityScores, entity_spans
-from nlpstack.model import TransformerConfig
+from nlpstack.model import BERT, TransformerConfig
 from nlpstack.model.heads import Head, Labels
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame, Result, knows, label_logits
@@ -176,7 +176,7 @@ class NER(Task):
             return {}, {}
         return {"tag": pad_rows(labels, IGNORE_INDEX)}, {"tag": sum(map(len, places))}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: BERT, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy summed over words, each by its first piece."""
         logits = label_logits(model, batch).flatten(0, 1)  # (B * T, C)
         labels, smoothing = batch.labels["tag"].flatten(), self.config.label_smoothing
@@ -187,12 +187,12 @@ class NER(Task):
         """Entity scores, not filled yet."""
         return TaggedScores(self)
 
-    def score(self, model: nn.Module, batch: Batch, metric: TaggedScores) -> None:
+    def score(self, model: BERT, batch: Batch, metric: TaggedScores) -> None:
         """Score a batch."""
         for window in self.read(model, batch):
             metric.add(*window)
 
-    def read(self, model: nn.Module, batch: Batch) -> Iterator[Read]:
+    def read(self, model: BERT, batch: Batch) -> Iterator[Read]:
         """What a model says of each window of a batch."""
         values = label_logits(model, batch).log_softmax(dim=-1).double().cpu().numpy()
         if np.isnan(values).any():
@@ -201,11 +201,11 @@ class NER(Task):
         for row, value in zip(rows, values, strict=True):
             yield row.example, examples[row.example], row.words, value[row.labels[0]]
 
-    def reading(self, model: nn.Module, config: EvalConfig) -> dict[str, object]:
+    def reading(self, model: BERT, config: EvalConfig) -> dict[str, object]:
         """How tags are decoded, and the context."""
         return {"decoding": "viterbi" if self.config.constrained else "argmax", "context": self.frame.length}
 
-    def results(self, model: nn.Module, rows: EncodedRows, budget: int, texts: Texts = None) -> Iterator[Result]:
+    def results(self, model: BERT, rows: EncodedRows, budget: int, texts: Texts = None) -> Iterator[Result]:
         """Of each sentence its number, `tags` and `entities`; `texts` are those that words were cut from.
 
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of

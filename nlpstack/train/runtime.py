@@ -88,31 +88,12 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def summed(values: Sequence[float]) -> list[float]:
+def summed(values: torch.Tensor | Sequence[int]) -> torch.Tensor:
     """Each of these numbers, added up over all processes."""
-    total = torch.tensor(values, dtype=torch.float64)
+    total = torch.as_tensor(values)
     if dist.is_initialized():
         dist.all_reduce(total)
-    return total.tolist()
-
-
-def all_reduced(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each of these scalars, added up over all processes where they stand."""
-    if not dist.is_initialized():
-        return values
-    total = torch.stack([*values.values()])
-    dist.all_reduce(total)
-    return dict(zip(values, total, strict=True))
-
-
-@contextmanager
-def in_turn() -> Iterator[None]:
-    """The first process goes through the block before the others, who find what it leaves on the disk."""
-    if rank():
-        gathered(None)
-    yield
-    if not rank():
-        gathered(None)
+    return total
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class Trainer:
     def accumulate(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
         """Add up gradients of the mean loss over all targets of the step; the mean of each term comes back."""
         names = sorted(micro_batches[0].n_targets)
-        n_targets = runtime.summed([sum(batch.n_targets[name] for batch in micro_batches) for name in names])
+        n_targets = runtime.summed([sum(batch.n_targets[name] for batch in micro_batches) for name in names]).tolist()
         totals = {name: max(1, n) for name, n in zip(names, n_targets, strict=True)}
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(micro_batches, 1):
@@ -138,7 +138,7 @@ class Trainer:
             self.scaler.scale(objective * (counts * runtime.world_size())).backward()  # which processes average
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * counts
-        return runtime.all_reduced({name: value / totals[name] for name, value in sums.items()})
+        return dict(zip(sums, runtime.summed(torch.stack([sums[name] / totals[name] for name in sums])), strict=True))
 
     def _step(self, micro_batches: list[Batch]) -> StepReport:
         lr = learning_rate(self.optim, self.state.step, self.choices.steps)
@@ -156,7 +156,7 @@ class Trainer:
         updated = all(map(math.isfinite, (*values, size))) and self._update(sum(values), micro_batches)
         self.scaler.update()
         step, losses = self.state.step + 1, dict(zip(means, values, strict=True))
-        n_tokens = int(runtime.summed([sum(batch.n_tokens for batch in micro_batches)])[0])
+        n_tokens = int(runtime.summed([sum(batch.n_tokens for batch in micro_batches)]))
         report = StepReport(step=step, losses=losses, lr=lr, grad_norm=size, n_tokens=n_tokens, skipped=not updated)
         self._guard(report)
         return report
@@ -204,7 +204,7 @@ class Trainer:
                 improved = (last or _due(report.step, self.config.val_every)) and self._validate()
                 early = self._stops_early()
                 due = _due(report.step, self.config.checkpoint_every)
-                stopping = any(runtime.summed([self.stop.signum is not None]))
+                stopping = bool(runtime.summed([int(self.stop.signum is not None)]))
                 if last or early or due or improved or stopping:
                     self.save()
                 if early and not last:
