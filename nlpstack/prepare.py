@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from nlpstack.data.readers import DataConfig, Note, find_splits, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
-from nlpstack.tasks import TaskConfig, task_on
-from nlpstack.tasks.corpus import make_tokenizer
+from nlpstack.tasks import CausalLM, MaskedLM, TaskConfig, task_on
+from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
 
@@ -43,6 +44,36 @@ def train_tokenizer_on(
     with new_folder(folder) as made:
         tokenizer.save(made)
     return tokenizer
+
+
+def tokenize(
+    paths: Sequence[str],
+    tokenizer: str | Path,
+    out: str | Path,
+    *,
+    arch: str = "gpt",
+    part: tuple[int, int] = (1, 1),
+    note: Note = mute,
+    **given: Any,
+) -> dict[str, Any]:
+    """Turn a slice of a corpus, of its files each n-th from the i-th on, into token shards in a folder of `out`.
+
+    `part` is (i, n), `given` are values of DataConfig. `pretrain --data` takes such folders, or one that holds them;
+    `arch`: gpt; bert, which keeps the ends of sentences; roberta. One that is killed goes on where it was.
+    """
+    splits = find_splits(paths)
+    files = splits.get("train") or splits["all"]
+    if not 1 <= part[0] <= part[1] <= len(files):
+        raise ConfigError(f"--slice {part[0]}/{part[1]}: wanted I/N, I at most N, and N at most the {len(files)} files")
+    config: DataConfig = build(
+        DataConfig, {**given, "paths": [str(file) for file in files[part[0] - 1 :: part[1]]]}, "data", {}, "flag"
+    )
+    encoder = load_tokenizer(tokenizer)
+    masked = partial(MaskedLM, encoder, TaskConfig(nsp=arch == "bert"), 0, language=config.language)
+    layout = (CausalLM(encoder) if arch == "gpt" else masked()).layout
+    shards = tokenize_split(whole_corpus(config, note)["all"], encoder, layout, Path(out), note=note)
+    about = {"out": str(shards.folder), "files": len(config.paths), "documents": len(shards.ends)}
+    return {**about, "tokens": len(shards), "bytes": shards.n_bytes}
 
 
 def decode_utf8(data: bytes, source: str) -> str:

@@ -11,7 +11,7 @@ from nlpstack.data.batch import Shuffled
 from nlpstack.data.corpus import load_corpus
 from nlpstack.data.packing import PackedBlocks
 from nlpstack.data.readers import Note
-from nlpstack.data.shards import TokenShards
+from nlpstack.data.shards import TokenShards, found_shards
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.hub import weights_hash
 from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_job
@@ -19,7 +19,7 @@ from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.heads import HEADS
 from nlpstack.start import begin_with
 from nlpstack.tasks import CausalLM, MaskedLM
-from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
+from nlpstack.tasks.corpus import make_tokenizer, tokenize_split, tokenized_before
 from nlpstack.tokenizer import load_tokenizer
 from nlpstack.train.run import Reporter, Run, RunConfig, load_run
 
@@ -60,13 +60,17 @@ def pretrain(
 def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: Path, note: Note) -> Material:
     """The model to train, fresh or with the weights of `start`, its tokenizer, and the corpus as its task reads it."""
     config = run.config
-    splits = load_corpus(config.data, note)
+    ready = found_shards(config.data.paths)  # tokens that were made ahead
+    splits = {} if ready else load_corpus(config.data, note)
     given = load_tokenizer(options.tokenizer) if options.tokenizer is not None else None
     if start is not None and given is not None and given.hash != start.tokenizer.hash:
         raise ModelError(f"{options.tokenizer}: not the tokenizer of the model {options.model}; leave --tokenizer out")
     given = given if start is None else start.tokenizer
+    if ready and given is None:
+        raise ConfigError(f"--data {ready[0]}: holds tokens; give the tokenizer that made them with --tokenizer DIR")
     tokenizer = given or make_tokenizer(splits["train"], config.tokenizer, cache, note)
     hashes = {"tokenizer": tokenizer.hash, **{f"data_{name}": split.key for name, split in splits.items()}}
+    hashes |= {f"tokens_{number}": folder.name for number, folder in enumerate(ready, 1)}
     if options.model is not None:
         hashes["model"] = weights_hash(options.model)
     if start is None:
@@ -74,7 +78,10 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
     task: CausalLM | MaskedLM = CausalLM(tokenizer)
     if not config.model.causal:
         task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
-    shards = [tokenize_split(splits[part], tokenizer, task.layout, cache, note=note) for part in ("train", "val")]
+    if ready:
+        shards = tokenized_before(ready, tokenizer, task.layout, config.data.val_share, note)
+    else:
+        shards = [tokenize_split(splits[part], tokenizer, task.layout, cache, note=note) for part in ("train", "val")]
     material = _material(config, start, task, shards, note)
     what = "fresh weights" if start is None else f"{options.model}, whose shape holds, not the recipe's"
     note(f"model: {what}: {count_parameters(material.model):,} parameters, vocabulary {tokenizer.vocab_size:,}")

@@ -9,7 +9,7 @@ from nlpstack.cli.options import TASKS, echo, folder_option, make_reporter, outp
 
 @click.group("data")
 def data_command() -> None:
-    """Look at data before training on it.
+    """Look at data before training on it, or tokenize it ahead.
 
     \b
     Example:
@@ -35,6 +35,32 @@ def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json:
     lines = [f"{name}: {_described(split)}" for name, split in found["splits"].items()]
     problems = [f"problem: {problem}" for problem in found["problems"]] or ["no problems found"]
     echo(found, "\n".join(lines + problems), as_json=as_json)
+
+
+@data_command.command("tokenize")
+@click.option(
+    "--data", "paths", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME."
+)
+@folder_option("--tokenizer", "A tokenizer's, model's or run's folder.", required=True)
+@folder_option("--out", "Where the folder of shards goes; the same for all slices.", required=True)
+@click.option("--arch", type=click.Choice(["gpt", "bert", "roberta"]), default="gpt", help="What will read them.")
+@click.option("--slice", "part", default="1/1", metavar="I/N", help="Only the I-th of N parts of the files.")
+@click.option("--documents", type=click.Choice(["files", "paragraphs"]), default="files", help="What a document is.")
+@output_options
+def tokenize_command(paths: tuple[str, ...], part: str, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
+    """Corpus to token shards ahead of training, one slice of it per worker or host.
+
+    \b
+    Example:
+      nlpstack data tokenize --data sample:abstracts --tokenizer runs/gpt --out tokens
+    """
+    from nlpstack.prepare import tokenize
+
+    number, _, n = part.partition("/")
+    if not (number.isdecimal() and n.isdecimal()):
+        raise click.UsageError(f"--slice {part}: expected I/N, such as 1/4")
+    found = tokenize(paths, part=(int(number), int(n)), note=make_reporter(quiet=quiet).say, **given)
+    echo(found, f"{found['out']}: {found['tokens']:,} tokens of {found['documents']:,} documents", as_json=as_json)
 
 
 def _described(split: dict[str, Any]) -> str:

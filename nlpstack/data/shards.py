@@ -8,7 +8,7 @@ import shutil
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate, count, islice
@@ -60,27 +60,34 @@ class ShardSpec:
 
 
 class TokenShards:
-    """The tokens of a split as one long row; documents are stretches of it."""
+    """The tokens of a split as one long row, of one folder or several in turn; documents are stretches of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.index = read_json_object(folder / INDEX, DataError)
-        entries = self.index["shards"]
-        self.spec = ShardSpec(**self.index["spec"])
-        self.n_bytes: int = self.index["n_bytes"]  # UTF-8 bytes of the text that was tokenized
-        self._arrays = [np.load(folder / f"{entry['name']}.npy", mmap_mode="r") for entry in entries]
+    def __init__(self, *folders: Path, documents: slice = slice(None)) -> None:
+        """Open the shards of folders of one kind, of which these `documents` count."""
+        indexes = [read_json_object(folder / INDEX, DataError) for folder in folders]
+        self.folder, self.index, self.spec = folders[0], indexes[0], ShardSpec(**indexes[0]["spec"])
+        self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
+        before = accumulate((index["n_tokens"] for index in indexes), initial=0)
+        parts = [
+            (f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, before, strict=False) for e in i["shards"]
+        ]
+        self._arrays = [np.load(f"{name}.npy", mmap_mode="r") for name, _ in parts]
         self._starts = list(accumulate(map(len, self._arrays), initial=0))
-        table = np.concatenate([np.load(folder / f"{entry['name']}.docs.npy") for entry in entries])
-        self.ends, self.words = table[:, 0], table[:, 1]  # (documents,): token after the last one; words in the text
-        sentences = [np.load(folder / f"{entry['name']}.sents.npy") for entry in entries if self.spec.sentences]
+        table = np.concatenate([np.add(np.load(f"{name}.docs.npy"), (n, 0)) for name, n in parts])
+        self._first = int(table[documents.start - 1, 0]) if documents.start else 0
+        # (documents,): token after the last one; words in the text
+        self.ends, self.words = table[documents, 0] - self._first, table[documents, 1]
+        sentences = [np.load(f"{name}.sents.npy") + n for name, n in parts if self.spec.sentences]
+        ends = np.concatenate([np.zeros(0, dtype=np.int64), *sentences]) - self._first
         # (sentences,): token after the last one of each; empty where they are not kept
-        self.sentence_ends: np.ndarray = np.concatenate([np.zeros(0, dtype=np.int64), *sentences])
+        self.sentence_ends: np.ndarray = ends[(ends > 0) & (ends <= len(self))]
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self.ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start to stop, int64, across shards."""
+        start, stop = start + self._first, min(stop, len(self)) + self._first
         inside = range(bisect_right(self._starts, start) - 1, bisect_left(self._starts, stop))
         parts = [self._arrays[i][max(start - self._starts[i], 0) : stop - self._starts[i]] for i in inside]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
@@ -110,6 +117,25 @@ def load_or_tokenize(
     folder.mkdir(parents=True, exist_ok=True)
     _Writer(folder, spec, report).run(pieces(), encode, segment or (lambda text: [text]))
     return TokenShards(folder)
+
+
+def found_shards(paths: Sequence[str]) -> list[Path]:
+    """The folders of token shards among paths, or in them; DataError where some of the paths hold none and some do."""
+    found = {
+        path: [one for one in (Path(path), *sorted(Path(path).glob("*"))) if (one / INDEX).is_file()] for path in paths
+    }
+    if any(found.values()) and (other := [path for path in paths if not found[path]]):
+        raise DataError(f"{other[0]}: holds no tokens, and other --data does; list one kind")
+    return [folder for folders in found.values() for folder in folders]
+
+
+def whole_spec(folder: Path) -> ShardSpec:
+    """What the tokens of a folder stand for; DataError if any of its files is not what was written."""
+    with suppress(KeyError, TypeError):
+        spec = ShardSpec(**read_json_object(folder / INDEX, DataError)["spec"])
+        if _intact(folder, spec):
+            return spec
+    raise DataError(f"{folder}: altered since it was tokenized; tokenize again (nlpstack data tokenize)")
 
 
 def _intact(folder: Path, spec: ShardSpec) -> bool:

@@ -11,8 +11,8 @@ import torch
 from nlpstack.data.corpus import Split
 from nlpstack.data.readers import Note
 from nlpstack.data.sentences import SEGMENTER, split_sentences
-from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
-from nlpstack.errors import ModelError
+from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize, whole_spec
+from nlpstack.errors import DataError, ModelError
 from nlpstack.files import new_folder
 from nlpstack.tasks.base import DocumentLayout
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, train_tokenizer
@@ -40,14 +40,35 @@ def tokenize_split(
     split: Split, tokenizer: Tokenizer, layout: DocumentLayout, cache: Path, *, threads: int | None = None, note: Note
 ) -> TokenShards:
     """The token shards of a split, with documents laid out as a task wants them, made now or taken from the cache."""
-    spec = ShardSpec(
-        split_key=split.key,
+    spec = _spec(split.key, tokenizer, layout)
+    encode = partial(tokenizer.encode_batch, threads=threads or torch.get_num_threads())
+    cut = partial(split_sentences, language=layout.language) if layout.language else None
+    return load_or_tokenize(split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=cut)
+
+
+def _spec(key: str, tokenizer: Tokenizer, layout: DocumentLayout) -> ShardSpec:
+    return ShardSpec(
+        split_key=key,
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         bos_id=layout.bos_id,
         eos_id=layout.eos_id,
         sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
     )
-    encode = partial(tokenizer.encode_batch, threads=threads or torch.get_num_threads())
-    cut = partial(split_sentences, language=layout.language) if layout.language else None
-    return load_or_tokenize(split.pieces, encode, spec, cache, lambda text: note(f"{split.name}: {text}"), segment=cut)
+
+
+def tokenized_before(
+    folders: list[Path], tokenizer: Tokenizer, layout: DocumentLayout, val_share: float, note: Note
+) -> list[TokenShards]:
+    """Train and val of token shards that were made ahead, the last documents; DataError for those of another kind."""
+    for folder in folders:
+        own, wanted = (asdict(spec) for spec in (whole_spec(folder), _spec("", tokenizer, layout)))
+        if wrong := [key for key in wanted if own[key] != wanted[key] and key != "split_key"]:
+            told = f"{wrong[0]} {own[wrong[0]]!r}, and this run has {wanted[wrong[0]]!r}"
+            raise DataError(f"{folder}: tokenized with {told}; give that tokenizer and task, or tokenize again")
+    n = len(TokenShards(*folders).ends)
+    cut = min(max(int(n * (1 - val_share) + 1e-9), 1), n - 1)
+    if n < 2:
+        raise DataError(f"{folders[0]}: holds one document, and validation needs one more; give more slices")
+    note(f"tokenized before: {len(folders)} folders; the last {n - cut:,} of {n:,} documents are held out")
+    return [TokenShards(*folders, documents=part) for part in (slice(0, cut), slice(cut, n))]
