@@ -196,16 +196,10 @@ def _logprob_lines(one: "Generation") -> str:
 
 def _report(result: "GenerationResult", sampling: "Sampling", given: set[str], prompts: str) -> str:
     timing, n_slides = result.timing, sum(one.slides for one in result.generations)
-    used = {"max_new_tokens"}
-    if sampling.beams > 1:
-        used |= {"length_penalty"}
-    elif not sampling.always_likeliest:
-        used |= {"temperature", "top_k", "top_p", "seed"}
-    options = [
-        f"{name} {value}{'' if name in given else ' (default)'}"
-        for name, value in asdict(sampling).items()
-        if name in given or name in used
-    ]
+    of_drawing = set() if sampling.always_likeliest else {"temperature", "top_k", "top_p", "seed"}
+    shown = {"max_new_tokens", *given, *({"length_penalty"} if sampling.beams > 1 else of_drawing)}
+    chosen = {name: value for name, value in asdict(sampling).items() if name in shown}
+    options = [f"{name} {value}{' (default)' * (name not in given)}" for name, value in chosen.items()]
     lines = [
         f"prompts: {prompts}",
         f"sampling: {', '.join(options)}",
