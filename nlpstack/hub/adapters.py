@@ -1,6 +1,5 @@
 """An adapter folder: PEFT's layout, with every newly made head in it, its labels, and the hash of the base it fits."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from nlpstack.config import validated
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
 from nlpstack.hub.families import Json, bare_prefix, check_tensors, family_of, layout, model_heads, stored_names
@@ -174,11 +173,7 @@ def _read_lora(asked: Mapping[str, Any], ours: Mapping[str, Any], source: Path) 
         **{"rank": asked.get("r"), "alpha": asked.get("lora_alpha"), "dropout": asked.get("lora_dropout", 0.0)},
         **{"rslora": asked.get("use_rslora", False), "dora": asked.get("use_dora", False)},
     }
-    try:
-        config = TypeAdapter(LoRAConfig).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ModelError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    config = validated(LoRAConfig, values, lambda key: f"{source}: {key}".rstrip(), ModelError)
     if config.rank < 1:
         raise ModelError(f"{source}: r={config.rank} must be at least 1")
     return config
