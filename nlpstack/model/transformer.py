@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -30,33 +30,28 @@ class Stretch(NamedTuple):
 class TransformerConfig:
     """Shape of the shared core. GPT and BERT differ only in these values."""
 
-    vocab_size: int = 0  # 0 in a recipe: the tokenizer's
-    max_seq_len: int = 256  # tokens
-    dim: int = 256  # width of the hidden states; a multiple of n_heads
-    n_layers: int = 4  # blocks of attention and feed-forward
-    n_heads: int = 4  # query heads, each dim / n_heads wide
-    n_kv_heads: int = 0  # key/value heads shared by groups of query heads; 0: n_heads
-    ffn_dim: int = 0  # 0: 4 * dim
+    vocab_size: NonNegativeInt = 0  # 0 in a recipe: the tokenizer's
+    max_seq_len: PositiveInt = 256  # tokens
+    dim: PositiveInt = 256  # width of the hidden states; a multiple of n_heads
+    n_layers: PositiveInt = 4  # blocks of attention and feed-forward
+    n_heads: PositiveInt = 4  # query heads, each dim / n_heads wide
+    n_kv_heads: NonNegativeInt = 0  # key/value heads shared by groups of query heads; 0: n_heads
+    ffn_dim: NonNegativeInt = 0  # 0: 4 * dim
     causal: bool = True  # GPT: a token sees its past. False, BERT: it sees both sides.
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
-    position_offset: int = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
-    rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
+    position_offset: NonNegativeInt = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
+    rope_theta: PositiveFloat = 10000.0  # base of the wavelengths of rotary positions
     rope_stretch: tuple[float, ...] = ()  # of the wavelengths, as Stretch has it: the factor, or as in Llama 3 all four
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
-    norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
+    norm_eps: PositiveFloat = 1e-5  # added to the variance, or mean square, whose root a norm divides by
     pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's gelu; swiglu: gated
     bias: bool = True  # in linear layers and LayerNorm
-    n_segments: int = 0  # 2 for BERT sentence pairs
+    n_segments: NonNegativeInt = 0  # 2 for BERT sentence pairs
     tied: bool = True  # the unembedding is the token embedding
-    dropout: float = 0.0  # of embeddings, attention weights and each sublayer's output
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of embeddings, attention weights and each sublayer's output
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_len", "dim", "n_layers", "n_heads"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments, self.position_offset) < 0:
-            raise ValueError("sizes must not be negative")
         if self.dim % self.n_heads:
             raise ValueError(f"dim={self.dim} must be a multiple of n_heads={self.n_heads}")
         if self.n_heads % self.kv_heads:
@@ -67,10 +62,6 @@ class TransformerConfig:
             raise ValueError(f"rotary positions need an even dim / n_heads, not {self.head_dim}")
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, not {self.dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.norm_eps <= 0 or self.rope_theta <= 0:
-            raise ValueError("norm_eps and rope_theta must be above 0")
         factor, original, low, high = Stretch(*self.rope_stretch[:4])
         if len(self.rope_stretch) not in (0, 1, 4) or min(factor, original + 1, low + 1) <= 0 or low >= high:
             wanted = "[factor] or [factor, first context, low, high], the factor above 0 and low below high"

@@ -100,7 +100,7 @@ ROPE = {
         ("bert", {"type_vocab_size": 0}, "type_vocab_size=0 is not supported; at least 1 is"),
         ("bert", {"type_vocab_size": "2"}, "type_vocab_size='2': input should be a valid integer"),
         ("bert", {"max_position_embeddings": None}, "max_position_embeddings missing"),
-        ("bert", {"layer_norm_eps": 0.0}, "norm_eps and rope_theta must be above 0"),
+        ("bert", {"layer_norm_eps": 0.0}, "layer_norm_eps=0.0: input should be greater than 0"),
         ("bert", {"embedding_size": 16}, "does not know embedding_size=16"),
         (
             "bert",
