@@ -42,6 +42,7 @@ _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf
 _INERT, _OFF = frozenset(_TABLES["any"]["inert"].split()), _TABLES["any"]["off"]
 _ROPES: dict[str, list[str]] = _TABLES["any"]["ropes"]
 FAMILIES = {name: Family(**table) for name, table in _TABLES.items() if name != "any"}
+NOT_OF_PEFT = _TABLES["any"]["peft"].split()  # keys of an adapter's config that ask for what we do not have
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
 _OWN_TWICE = dict.fromkeys(("lm_head.weight", "mlm_head.decoder.weight"), "transformer.tokens.weight")
