@@ -133,11 +133,9 @@ def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
     for word in words:
         name, _, value = word.rpartition("=")
         try:
-            bias = float(value)
-        except ValueError:
-            name = ""
-        if not name:
-            raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'")
+            bias = float(value if name else "")
+        except ValueError as error:
+            raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'") from error
         token = _token(name)
         if token in biases:
             raise ConfigError(f"--bias {word!r}: {name!r} has a bias already, {biases[token]}; leave out one")

@@ -203,11 +203,6 @@ class _Samples:
         return [text.generation(n % self.rules.sampling.samples) for n, text in enumerate(self.texts)]
 
 
-# A beam and one token more: summed log-probability after penalties, row of the beam, token, and the token's
-# log-probability under the model's own distribution.
-_Candidate = tuple[float, int, int, float]
-
-
 class _Beams:
     """Each prompt's beams: those that go on, best first, and the best that have ended.
 
@@ -241,8 +236,9 @@ class _Beams:
             going += self._best(candidates, self.ended[number])
         self.going = going
 
-    def _best(self, candidates: list[_Candidate], ended: list[Text]) -> list[Text]:
+    def _best(self, candidates: list[tuple[float, int, int, float]], ended: list[Text]) -> list[Text]:
         """The beams with which a search goes on; those that end here are added to `ended`."""
+        # Of a candidate: summed log-probability after penalties, row of its beam, token, and the token's own.
         n_beams = self.rules.sampling.beams
         going: list[Text] = []
         best = sorted(candidates, key=itemgetter(0), reverse=True)[: 2 * n_beams]

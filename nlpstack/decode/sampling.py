@@ -11,10 +11,6 @@ from pydantic.dataclasses import dataclass
 from nlpstack.errors import ConfigError, did_you_mean
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _id_or_text(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a token is its id, a whole number, or its text")
@@ -22,7 +18,8 @@ def _id_or_text(value: Any) -> Any:
 
 
 Token = Annotated[int | str, BeforeValidator(_id_or_text)]  # a text must be one token of the model's tokenizer
-Tokens = Annotated[tuple[Token, ...], BeforeValidator(_as_tuple)]
+_FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Tokens = Annotated[tuple[Token, ...], _FROM_LIST]
 
 _OPTIONS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("sampling.toml").read_text("utf-8"))
 
@@ -54,7 +51,7 @@ class Sampling:
     logit_bias: dict[Token, float] = field(default_factory=dict, hash=False)  # is added to the token's logit
     banned: Tokens = ()  # never chosen
     forced: Tokens = ()  # the new text begins with these, whatever else rules them out
-    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()  # text ends before the first of these
+    stop: Annotated[tuple[str, ...], _FROM_LIST] = ()  # text ends before the first of these
     samples: int = 1  # texts a prompt; of beam search, the best ones
     logprobs: bool = False  # keep each new token's log-probability under the model's own distribution
     seed: int = 0  # another one draws other text
