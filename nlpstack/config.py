@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from nlpstack.errors import ConfigError, did_you_mean
+from nlpstack.errors import ConfigError, NlpstackError, did_you_mean
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
@@ -175,9 +175,21 @@ def near(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping[str, str], recipe: str) -> T:
     """One section's config object; ConfigError names the value, its origin and what would be right."""
+
+    def named(key: str) -> str:
+        if key:
+            return f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}"
+        sources = sorted({origin[f"{section}.{key}"] for key in values if f"{section}.{key}" in origin})
+        return f"{', '.join(sources) or recipe}: [{section}]"
+
+    return validated(cls, values, named, ConfigError)
+
+
+def validated(cls: type[T], values: Mapping[str, Any], named: Callable[[str], str], kind: type[NlpstackError]) -> T:
+    """A config object of these values; raises `kind`, naming the value, or them all (""), as `named` does."""
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}={value} must be finite")
+            raise kind(f"{named(key)}={value} must be finite")
     try:
         # As JSON: pydantic's lax mode would turn "3" and true into numbers, its strict mode refuses plain dicts.
         # JSON lacks TOML's dates; as text they get pydantic's message of what would be right.
@@ -186,12 +198,11 @@ def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping
         faults = [(entry["loc"][:1], entry["msg"].removeprefix("Value error, ")) for entry in error.errors()]
         place, reason = faults[0]
         if not place:
-            sources = sorted({origin[f"{section}.{key}"] for key in values if f"{section}.{key}" in origin})
-            raise ConfigError(f"{', '.join(sources) or recipe}: [{section}] {reason}") from error
+            raise kind(f"{named('')} {reason}") from error
         key = str(place[0])
         got = f"={values[key]!r}" if key in values else ""
         # Several where types are joined by |.
         reason = " or ".join(reason[0].lower() + reason[1:] for place, reason in faults if place == (key,))
         # A misspelt choice may be close to one of those that pydantic's message quotes.
         hint = did_you_mean(values[key], re.findall("'([^']*)'", reason)) if isinstance(values.get(key), str) else ""
-        raise ConfigError(f"{origin.get(f'{section}.{key}', recipe)}: {section}.{key}{got}: {reason}{hint}") from error
+        raise kind(f"{named(key)}{got}: {reason}{hint}") from error

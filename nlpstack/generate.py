@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from nlpstack.data.readers import mute, text_lines
 from nlpstack.decode import Generation, Sampling, Timing, decode
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -63,13 +65,10 @@ def generate(
         begun = iter(Chat(ready.tokenizer, name).prompts(talks) if talks else ())
         given = [prompt if isinstance(prompt, str) else (prompt[-1][1], next(begun)) for prompt in prompts]
         target = ready.unembedding.device if device == "auto" else resolve_device(device)
-        wanted = DTYPES[dtype]
-        if not all(
-            weight.dtype == wanted and weight.device.type == target.type and target.index in (None, weight.device.index)
-            for weight in ready.parameters()
-        ):
+        wanted = torch.empty(0, dtype=DTYPES[dtype], device=target)  # tells which of several GPUs is meant
+        if any(weight.dtype != wanted.dtype or weight.device != wanted.device for weight in ready.parameters()):
             # A copy, so that one which the caller holds stays as it is.
-            ready = copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(target, wanted)
+            ready = copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(wanted)
         generations, timing = decode(ready, ready.tokenizer, given, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
 

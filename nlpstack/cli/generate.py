@@ -2,9 +2,11 @@
 
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,40 +19,18 @@ if TYPE_CHECKING:
     from nlpstack.generate import GenerationResult
 
 
-def _flag(names: str, kind: type, metavar: str | None, text: str) -> shared.Option:
-    """An option that may be left out, or repeated if it is a str; `names` are its own and, if another, the field's."""
-    more: dict[str, Any] = {"is_flag": kind is bool, "multiple": kind is str, "help": text}
-    return click.option(*names.split(), type=kind, metavar=metavar, default=None, **more)
+_KINDS = {"bool": bool, "int": int, "float": float, "str": str}
+_OPTIONS = Path(__file__).parents[1] / "decode" / "sampling.toml"  # its package would import torch
 
 
-sampling_options = shared.together(  # one for each field of Sampling
-    _flag("--greedy", bool, None, "Always take the likeliest token, draw nothing."),
-    _flag("--max-new-tokens", int, "N", "Tokens to write at most a prompt.  [default: 128]"),
-    _flag("--min-new-tokens", int, "N", "No end of text before N tokens.  [default: 0]"),
-    _flag("--temperature", float, "T", "Below 1: safer; above: wilder; 0: greedy.  [default: 1]"),
-    _flag("--top-k", int, "K", "Draw from the K likeliest tokens only.  [default: off]"),
-    _flag("--top-p", float, "P", "Draw from the likeliest that reach P together.  [default: off]"),
-    _flag("--min-p", float, "P", "Draw from those at least P times as likely as the likeliest.  [default: off]"),
-    _flag("--samples", int, "N", "Texts a prompt; with --beams, the best ones.  [default: 1]"),
-    _flag("--seed", int, "N", "Another seed, another text.  [default: 0]"),
-    _flag("--beams", int, "N", "Search with N beams instead of drawing.  [default: off]"),
-    _flag("--length-penalty", float, "X", "A beam's score: its log-probability / (new tokens ** X).  [default: 1]"),
-    _flag("--repetition-penalty", float, "X", "Divides a repeated token's logit, below 0 multiplies it.  [default: 1]"),
-    _flag("--frequency-penalty", float, "X", "Taken off a token's logit each time it occurred.  [default: 0]"),
-    _flag("--presence-penalty", float, "X", "Taken off a token's logit if it occurred.  [default: 0]"),
-    _flag("--no-repeat-ngram", int, "N", "No N tokens in a row occur twice.  [default: off]"),
-    _flag(
-        "--penalize-prompt/--no-penalize-prompt",
-        bool,
-        None,
-        "Whether the prompt counts as text that occurred.  [default: for repetition and n-grams]",
-    ),
-    _flag("--bias logit_bias", str, "TOKEN=X", "Add X to a token's logit; TOKEN: its text, or id:N; repeatable."),
-    _flag("--ban banned", str, "TOKEN", "Never choose this token; repeatable."),
-    _flag("--force forced", str, "TOKEN", "Begin with these tokens; repeatable."),
-    _flag("--stop", str, "TEXT", "End before this text; repeatable; taken as it is."),
-    _flag("--logprobs", bool, None, "Show each token's plain log-probability."),
-)
+def _option(name: str, said: dict[str, str]) -> shared.Option:
+    """The option of a field of Sampling: it may be left out, or repeated if it is a text."""
+    flag, kind = said.get("flag", f"--{name.replace('_', '-')}"), _KINDS[said["kind"]]
+    more: dict[str, Any] = {"is_flag": kind is bool, "multiple": kind is str, "help": said["help"]}
+    return click.option(flag, name, type=kind, metavar=said.get("metavar"), default=None, **more)
+
+
+sampling_options = shared.together(*(_option(*one) for one in tomllib.loads(_OPTIONS.read_text("utf-8")).items()))
 
 
 @click.command("generate")
@@ -153,11 +133,9 @@ def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
     for word in words:
         name, _, value = word.rpartition("=")
         try:
-            bias = float(value)
-        except ValueError:
-            name = ""
-        if not name:
-            raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'")
+            bias = float(value if name else "")
+        except ValueError as error:
+            raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'") from error
         token = _token(name)
         if token in biases:
             raise ConfigError(f"--bias {word!r}: {name!r} has a bias already, {biases[token]}; leave out one")
@@ -216,16 +194,10 @@ def _logprob_lines(one: "Generation") -> str:
 
 def _report(result: "GenerationResult", sampling: "Sampling", given: set[str], prompts: str) -> str:
     timing, n_slides = result.timing, sum(one.slides for one in result.generations)
-    used = {"max_new_tokens"}
-    if sampling.beams > 1:
-        used |= {"length_penalty"}
-    elif not sampling.always_likeliest:
-        used |= {"temperature", "top_k", "top_p", "seed"}
-    options = [
-        f"{name} {value}{'' if name in given else ' (default)'}"
-        for name, value in asdict(sampling).items()
-        if name in given or name in used
-    ]
+    of_drawing = set() if sampling.always_likeliest else {"temperature", "top_k", "top_p", "seed"}
+    shown = {"max_new_tokens", *given, *({"length_penalty"} if sampling.beams > 1 else of_drawing)}
+    chosen = {name: value for name, value in asdict(sampling).items() if name in shown}
+    options = [f"{name} {value}{' (default)' * (name not in given)}" for name, value in chosen.items()]
     lines = [
         f"prompts: {prompts}",
         f"sampling: {', '.join(options)}",

@@ -1,17 +1,14 @@
 """The options of decoding: which token comes next, and when a text ends."""
 
+import tomllib
 from dataclasses import field
-from math import inf, ulp
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from nlpstack.errors import ConfigError, did_you_mean
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _id_or_text(value: Any) -> Any:
@@ -21,28 +18,10 @@ def _id_or_text(value: Any) -> Any:
 
 
 Token = Annotated[int | str, BeforeValidator(_id_or_text)]  # a text must be one token of the model's tokenizer
-Tokens = Annotated[tuple[Token, ...], BeforeValidator(_as_tuple)]
+_FROM_LIST = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Tokens = Annotated[tuple[Token, ...], _FROM_LIST]
 
-# What draws, and the values under which each does nothing.
-_DRAWING: dict[str, tuple[float, ...]] = {"temperature": (0, 1), "top_k": (0,), "top_p": (1,), "min_p": (0,)}
-
-# The least and the most that a number can be, and how that is said. Penalties beyond theirs would make sums of logits
-# leave the finite numbers; so would a larger bias.
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "max_new_tokens": (1, inf, "must be at least 1"),
-    "min_new_tokens": (0, inf, "must be at least 0"),
-    "temperature": (0, inf, "must be at least 0; 0 always takes the likeliest token"),
-    "top_k": (0, inf, "must be at least 1, or 0 to keep every token"),
-    "top_p": (ulp(0), 1, "must be above 0 and at most 1; 1 keeps every token"),  # ulp(0): the least number above 0
-    "min_p": (0, 1, "must be at least 0 and at most 1; 0 keeps every token"),
-    "beams": (1, inf, "must be at least 2 for beam search, or 1 for none"),
-    "length_penalty": (-10, 10, "must be between -10 and 10"),
-    "repetition_penalty": (0.01, 100, "must be between 0.01 and 100; 1 is none"),
-    "frequency_penalty": (-100, 100, "must be between -100 and 100"),
-    "presence_penalty": (-100, 100, "must be between -100 and 100"),
-    "no_repeat_ngram": (0, inf, "must be at least 1, or 0 to let everything repeat"),
-    "samples": (1, inf, "must be at least 1"),
-}
+_OPTIONS: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("sampling.toml").read_text("utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
@@ -72,7 +51,7 @@ class Sampling:
     logit_bias: dict[Token, float] = field(default_factory=dict, hash=False)  # is added to the token's logit
     banned: Tokens = ()  # never chosen
     forced: Tokens = ()  # the new text begins with these, whatever else rules them out
-    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()  # text ends before the first of these
+    stop: Annotated[tuple[str, ...], _FROM_LIST] = ()  # text ends before the first of these
     samples: int = 1  # texts a prompt; of beam search, the best ones
     logprobs: bool = False  # keep each new token's log-probability under the model's own distribution
     seed: int = 0  # another one draws other text
@@ -89,13 +68,16 @@ class Sampling:
 
     def _check_values(self) -> None:
         """Refuse values out of their range, options that contradict each other, and those that would do nothing."""
-        for name, (low, high, rule) in _RANGES.items():
-            _refuse(not low <= (value := getattr(self, name)) <= high, f"{name}={value}: {rule}")
+        values = {name: getattr(self, name) for name in _OPTIONS}
+        for name, said in _OPTIONS.items():
+            if "rule" in said:
+                _refuse(not said["least"] <= values[name] <= said["most"], f"{name}={values[name]}: {said['rule']}")
         _refuse("" in self.stop, "stop='': an empty stop string would end every text before it begins; leave it out")
         for token, bias in self.logit_bias.items():
             rule = "must be between -1,000 and 1,000; ban or force the token instead"
             _refuse(abs(bias) > 1000, f"logit_bias {token!r}={bias}: {rule}")
-        drawn = ", ".join(f"{name}={own}" for name, off in _DRAWING.items() if (own := getattr(self, name)) not in off)
+        drawing = [name for name, said in _OPTIONS.items() if "off" in said and values[name] not in said["off"]]
+        drawn = ", ".join(f"{name}={values[name]}" for name in drawing)
         beams, samples = f"beams={self.beams}", f"samples={self.samples}"
         most, least = f"max_new_tokens={self.max_new_tokens}", f"min_new_tokens={self.min_new_tokens}"
         how = "greedy" if self.greedy else drawn

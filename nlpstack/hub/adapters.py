@@ -1,6 +1,5 @@
 """An adapter folder: PEFT's layout, with every newly made head in it, its labels, and the hash of the base it fits."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from nlpstack.config import validated
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
-from nlpstack.hub.families import Json, bare_prefix, check_tensors, family_of, layout, model_heads, stored_names
+from nlpstack.hub import families
 from nlpstack.hub.weights import read_tensors
 from nlpstack.model import BERT, LanguageModel, on_meta
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
@@ -25,11 +24,6 @@ _ROOT = "base_model.model."  # before every name in a PEFT file
 _TASKS: Mapping[str, tuple[Head, ...]] = {"SEQ_CLS": ("pooler", "sequence"), "TOKEN_CLS": ("tokens",)}
 _PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 _PART = re.compile(rf"(.*)\.({'|'.join(_PARTS)})")
-# What PEFT can ask for beside plain LoRA, rsLoRA and DoRA; nothing of it may be.
-_OTHER = (
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "megatron_config"),
-    *("monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config"),
-)
 _MEND = "copy the folder again, or train the adapter again"
 
 
@@ -38,20 +32,20 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tensor]]:
+def adapter_files(model: LanguageModel) -> tuple[dict[str, families.Json], dict[str, Tensor]]:
     """The JSON files, by name, and tensors of what trains, which `peft` opens on the base that `model.base` names."""
     wrapped = adapters(model)
     if model.base is None:
         raise ModelError("the model has adapters, and its `base` does not say on what; merge them to save it whole")
     base, base_sha256 = model.base
-    heads = model_heads(model)
-    family = family_of(model.config, heads)
-    prefix = bare_prefix(model.config, heads)
+    heads = families.model_heads(model)
+    family = families.family_of(model.config, heads)
+    prefix = families.bare_prefix(model.config, heads)
     linears = {name.removeprefix(prefix): ours for name, ours in _linear_names(model, family).items()}
     tensors, sizes = _to_peft(model, linears)
     state, trained, saved = model.state_dict(), trainable_state(model), set()
     plain = [name.replace(".base.", ".") for name in state if not name.endswith(tuple(_PARTS.values()))]
-    for stored in layout(family, plain):
+    for stored in families.layout(family, plain):
         # PEFT wants the classifier of SEQ_CLS and TOKEN_CLS there, trained or not.
         if stored.holds[0] in trained or stored.name.startswith("classifier."):
             tensors[_ROOT + stored.name.removeprefix(prefix)] = state[stored.holds[0]].cpu().contiguous()
@@ -67,7 +61,7 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
     # Ends of module names, if they match all of the wrapped layers and no other, else whole names.
     ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in sizes})
     matched = [name for name in linears if any(name == end or name.endswith(f".{end}") for end in ends)]
-    values: Json = {
+    values: families.Json = {
         **{"peft_type": "LORA", "task_type": task, "base_model_name_or_path": base, "inference_mode": True},
         **{"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none"},
         **{"use_rslora": config.rslora, "use_dora": config.dora, "fan_in_fan_out": family == "gpt2"},
@@ -77,14 +71,14 @@ def adapter_files(model: LanguageModel) -> tuple[dict[str, Json], dict[str, Tens
         "modules_to_save": sorted(saved) or None,
     }
     labels = getattr(model, "labels", None)
-    ours: Json = {"base": base, "base_sha256": base_sha256, "heads": list(heads), "lora": asdict(config)}
+    ours: families.Json = {"base": base, "base_sha256": base_sha256, "heads": list(heads), "lora": asdict(config)}
     ours["labels"] = labels._asdict() if labels else None
     return {ADAPTER_CONFIG: values, OURS: ours}, tensors
 
 
 def _linear_names(model: LanguageModel, family: str) -> Linears:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".blocks." in name]
-    plan = layout(family, [f"{name.removesuffix('.base')}.weight" for name in names])
+    plan = families.layout(family, [f"{name.removesuffix('.base')}.weight" for name in names])
     return {s.name.removesuffix(".weight"): tuple(one.removesuffix(".weight") for one in s.holds) for s in plan}
 
 
@@ -168,17 +162,13 @@ def _read_lora(asked: Mapping[str, Any], ours: Mapping[str, Any], source: Path) 
         raise ModelError(f"{source}: peft_type={asked.get('peft_type')!r} is not supported; LORA is")
     if asked.get("bias", "none") != "none":
         raise ModelError(f"{source}: bias={asked['bias']!r} is not supported; 'none' is")
-    if other := [key for key in _OTHER if asked.get(key)]:
+    if other := [key for key in families.NOT_OF_PEFT if asked.get(key)]:
         raise ModelError(f"{source}: {other[0]}={asked[other[0]]!r} is not supported; plain LoRA, rsLoRA and DoRA are")
     values = ours.get("lora") or {
         **{"rank": asked.get("r"), "alpha": asked.get("lora_alpha"), "dropout": asked.get("lora_dropout", 0.0)},
         **{"rslora": asked.get("use_rslora", False), "dora": asked.get("use_dora", False)},
     }
-    try:
-        config = TypeAdapter(LoRAConfig).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ModelError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    config = validated(LoRAConfig, values, lambda key: f"{source}: {key}".rstrip(), ModelError)
     if config.rank < 1:
         raise ModelError(f"{source}: r={config.rank} must be at least 1")
     return config
@@ -186,7 +176,7 @@ def _read_lora(asked: Mapping[str, Any], ours: Mapping[str, Any], source: Path) 
 
 def _assemble(base: LanguageModel, read: _Read) -> LanguageModel:
     model = _with_heads(base, read) if isinstance(base, BERT) else base
-    family = family_of(model.config, model_heads(model))
+    family = families.family_of(model.config, families.model_heads(model))
     linears = _linear_names(model, family)
     grouped: dict[str, dict[str, Tensor]] = {}  # their module -> our names of its parts
     values: dict[str, Tensor] = {}
@@ -198,7 +188,7 @@ def _assemble(base: LanguageModel, read: _Read) -> LanguageModel:
     sizes: dict[str, AdapterSize] = {}
     patterns = read.asked.get("alpha_pattern") or {}
     usual = read.asked.get("lora_alpha", read.config.alpha)
-    for whole, there in stored_names(family, [f"{name}.weight" for name in grouped]).items():
+    for whole, there in families.stored_names(family, [f"{name}.weight" for name in grouped]).items():
         module = whole.removesuffix(".weight")
         if module not in linears:
             raise ModelError(f"{read.file}: adapts {module}, which is no linear layer of the base's blocks; {_MEND}")
@@ -258,10 +248,10 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
         raise ModelError(f"{read.file}: its heads {', '.join(heads)} do not fit the base") from error
     state = model.state_dict()
     kept = {name: tensor for name, tensor in base.state_dict().items() if name in state}
-    prefix, device = bare_prefix(model.config, heads), base.transformer.tokens.weight.device
+    prefix, device = families.bare_prefix(model.config, heads), base.transformer.tokens.weight.device
     brought = {
         stored.holds[0]: read.tensors.pop(name).to(device)
-        for stored in layout(family_of(model.config, heads), list(state))
+        for stored in families.layout(families.family_of(model.config, heads), list(state))
         for name in (stored.name, stored.name.removeprefix(prefix))
         if name in read.tensors
     }
@@ -272,4 +262,4 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
 
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
     sizes, asked = ({name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, wanted))
-    check_tensors(file, sizes, asked, "the base", _MEND)
+    families.check_tensors(file, sizes, asked, "the base", _MEND)

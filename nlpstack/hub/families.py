@@ -1,7 +1,5 @@
 """A config.json and the tensors of a weights file in our words, and back, by the tables in families.toml."""
 
-import json
-import math
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,9 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
-from nlpstack.config import near
+from nlpstack.config import near, validated
 from nlpstack.errors import ModelError
 from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
@@ -46,6 +42,7 @@ _TABLES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf
 _INERT, _OFF = frozenset(_TABLES["any"]["inert"].split()), _TABLES["any"]["off"]
 _ROPES: dict[str, list[str]] = _TABLES["any"]["ropes"]
 FAMILIES = {name: Family(**table) for name, table in _TABLES.items() if name != "any"}
+NOT_OF_PEFT = _TABLES["any"]["peft"].split()  # keys of an adapter's config that ask for what we do not have
 OWN = "nlpstack"  # the model_type of shapes outside the families, and the key for what a family cannot carry
 
 _OWN_TWICE = dict.fromkeys(("lm_head.weight", "mlm_head.decoder.weight"), "transformer.tokens.weight")
@@ -217,18 +214,9 @@ def _rope(given: Json, source: Path) -> tuple[Json, Json]:
 def _validated(fields: Mapping[str, object], names: Mapping[str, str], source: Path) -> TransformerConfig:
     """The config of our fields; errors speak of the file's keys, which `names` gives by field."""
     known = TransformerConfig.__dataclass_fields__
-    for key, value in fields.items():
-        if key not in known:
-            raise ModelError(f"{source}: unknown key '{key}'{near(key, known)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ModelError(f"{source}: {names.get(key, key)}={value} is not a finite number")
-    try:
-        config = TypeAdapter(TransformerConfig).validate_json(json.dumps(fields), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:1])
-        at = f"{names.get(place, place)}={fields.get(place)!r}: " if place else ""
-        raise ModelError(f"{source}: {at}{first['msg']}") from error
+    if unknown := [key for key in fields if key not in known]:
+        raise ModelError(f"{source}: unknown key '{unknown[0]}'{near(unknown[0], known)}")
+    config = validated(TransformerConfig, fields, lambda key: f"{source}: {names.get(key, key)}".rstrip(), ModelError)
     if config.vocab_size < 1:
         raise ModelError(f"{source}: {names.get('vocab_size', 'vocab_size')}={config.vocab_size} must be at least 1")
     return config

@@ -3,52 +3,55 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nlpstack.model.kernels import Linear, drop, fused_attention, plain_attention
 from nlpstack.model.losses import product_dtype
-from nlpstack.model.positions import Stretch, rotary_angles, rotate, sinusoidal
+
+
+class Stretch(NamedTuple):
+    """How much longer than plain ones rotary wavelengths are, for a longer context than was trained first."""
+
+    factor: float = 1.0
+    original: float = 0  # tokens of the first context; 0: all wavelengths are stretched by the factor
+    low: float = 1.0  # a wave that fits it so often, or less, is stretched in full
+    high: float = 4.0  # and one that fits so often, or more, not at all
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class TransformerConfig:
     """Shape of the shared core. GPT and BERT differ only in these values."""
 
-    vocab_size: int = 0  # 0 in a recipe: the tokenizer's
-    max_seq_len: int = 256  # tokens
-    dim: int = 256  # width of the hidden states; a multiple of n_heads
-    n_layers: int = 4  # blocks of attention and feed-forward
-    n_heads: int = 4  # query heads, each dim / n_heads wide
-    n_kv_heads: int = 0  # key/value heads shared by groups of query heads; 0: n_heads
-    ffn_dim: int = 0  # 0: 4 * dim
+    vocab_size: NonNegativeInt = 0  # 0 in a recipe: the tokenizer's
+    max_seq_len: PositiveInt = 256  # tokens
+    dim: PositiveInt = 256  # width of the hidden states; a multiple of n_heads
+    n_layers: PositiveInt = 4  # blocks of attention and feed-forward
+    n_heads: PositiveInt = 4  # query heads, each dim / n_heads wide
+    n_kv_heads: NonNegativeInt = 0  # key/value heads shared by groups of query heads; 0: n_heads
+    ffn_dim: NonNegativeInt = 0  # 0: 4 * dim
     causal: bool = True  # GPT: a token sees its past. False, BERT: it sees both sides.
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"  # how a token's place is told
-    position_offset: int = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
-    rope_theta: float = 10000.0  # base of the wavelengths of rotary positions
+    position_offset: NonNegativeInt = 0  # rows of learned positions before the first token's; RoBERTa: pad id + 1
+    rope_theta: PositiveFloat = 10000.0  # base of the wavelengths of rotary positions
     rope_stretch: tuple[float, ...] = ()  # of the wavelengths, as Stretch has it: the factor, or as in Llama 3 all four
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # of each sublayer
-    norm_eps: float = 1e-5  # added to the variance, or mean square, whose root a norm divides by
+    norm_eps: PositiveFloat = 1e-5  # added to the variance, or mean square, whose root a norm divides by
     pre_norm: bool = True  # False: Add & Norm after each sublayer and after the embeddings, as in BERT
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"  # gelu_tanh: GPT-2's gelu; swiglu: gated
     bias: bool = True  # in linear layers and LayerNorm
-    n_segments: int = 0  # 2 for BERT sentence pairs
+    n_segments: NonNegativeInt = 0  # 2 for BERT sentence pairs
     tied: bool = True  # the unembedding is the token embedding
-    dropout: float = 0.0  # of embeddings, attention weights and each sublayer's output
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of embeddings, attention weights and each sublayer's output
 
     def __post_init__(self) -> None:
-        for name in ("max_seq_len", "dim", "n_layers", "n_heads"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if min(self.vocab_size, self.n_kv_heads, self.ffn_dim, self.n_segments, self.position_offset) < 0:
-            raise ValueError("sizes must not be negative")
         if self.dim % self.n_heads:
             raise ValueError(f"dim={self.dim} must be a multiple of n_heads={self.n_heads}")
         if self.n_heads % self.kv_heads:
@@ -59,11 +62,7 @@ class TransformerConfig:
             raise ValueError(f"rotary positions need an even dim / n_heads, not {self.head_dim}")
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"sinusoidal positions need an even dim, not {self.dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.norm_eps <= 0 or self.rope_theta <= 0:
-            raise ValueError("norm_eps and rope_theta must be above 0")
-        factor, original, low, high = self.stretch
+        factor, original, low, high = Stretch(*self.rope_stretch[:4])
         if len(self.rope_stretch) not in (0, 1, 4) or min(factor, original + 1, low + 1) <= 0 or low >= high:
             wanted = "[factor] or [factor, first context, low, high], the factor above 0 and low below high"
             raise ValueError(f"rope_stretch={list(self.rope_stretch)} must be {wanted}")
@@ -79,14 +78,45 @@ class TransformerConfig:
         return self.n_kv_heads or self.n_heads
 
     @property
-    def stretch(self) -> Stretch:
-        """That of rotary wavelengths."""
-        return Stretch(*self.rope_stretch[:4])
-
-    @property
     def hidden_dim(self) -> int:
         """Width inside the feed-forward layer."""
         return self.ffn_dim or 4 * self.dim
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, *stretch: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each (..., head_dim / 2) in fp32, for integer positions (...).
+
+    Su et al. 2021, RoFormer, section 3.2.2: frequency i is theta^(-2i / head_dim). Stretched as Stretch has it, as a
+    whole: Chen et al. 2023, Position Interpolation; the more the longer a wave is: Llama 3.1, as in transformers.
+    """
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / theta**exponents
+    factor, original, low, high = Stretch(*stretch)
+    if factor != 1:
+        times = original * frequencies / (2 * math.pi)  # that a wave fits the first context
+        kept = ((times - low) / (high - low)).clamp(0, 1)  # 0 where there is none
+        frequencies = kept * frequencies + (1 - kept) * frequencies / factor
+    angles = positions.to(torch.float32)[..., None] * frequencies  # (..., K / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys (B, H, T, K) by their angles (1 or B, 1, T, K / 2); same shape and dtype.
+
+    Component i is paired with i + K / 2 (the order of Llama's published weights), not with its neighbour.
+    """
+    first, second = heads.chunk(2, dim=-1)  # each (B, H, T, K / 2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(heads.dtype)
+
+
+def sinusoidal(positions: Tensor, dim: int) -> Tensor:
+    """Fixed position vectors (..., dim) in fp32 for integer positions (...).
+
+    Vaswani et al. 2017, section 3.5: sin in the even components, cos in the odd ones, wavelengths up to 10000 * 2 pi.
+    """
+    exponents = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim
+    angles = positions.to(torch.float32)[..., None] / 10000.0**exponents  # (..., D / 2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (..., D)
 
 
 class AttentionMask(NamedTuple):
@@ -286,7 +316,7 @@ class Transformer(nn.Module):
         x = self._embed(tokens, positions, segments)  # (B, T, D)
         rotary = None
         if self.config.positions == "rotary":
-            cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, self.config.stretch)
+            cos, sin = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, *self.config.rope_stretch)
             rotary = cos[..., None, :, :], sin[..., None, :, :]  # (B, 1, T, K / 2) or (1, T, K / 2)
         attends = attention_mask(self.config.causal, n_new, n_cached + n_new, full_mask, tokens.device)
         given = LayerInput(attends, rotary, cache, plain=self.training and self.train_attention == "plain")

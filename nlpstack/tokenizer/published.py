@@ -50,22 +50,22 @@ class PublishedTokenizer(Tokenizer):
         data = self._files[name] + self._files.get(_MERGES, b"")
         said = {n: read_json_object(place / n, ModelError, self._files[n]) for n in SETTINGS if n in self._files}
         self.chat_template = _template(self._files, said)
+        settings, marked = [*said.values()], set[str]()
         if name == JSON_FILE:
             spec = json.loads(_library(file, data).to_str())  # with nothing left out
             marked = {token["content"] for token in spec["added_tokens"] if token["special"]}
-            vocabulary = dict(spec["model"]["vocab"])  # of a table, or a unigram model's list of pairs with scores
-            roles = _role_tokens([*said.values()], marked or vocabulary)
+            roles = _role_tokens(settings, marked or dict(spec["model"]["vocab"]))  # a table, or pairs with scores
         elif name == BPE_FILE:
-            pieces, marked = list(read_json_object(file, ModelError)), set[str]()
-            roles, spec = _role_tokens([*said.values()], pieces), _byte_bpe_spec(file, self._files.get(_MERGES))
+            spec = _byte_bpe_spec(file, self._files.get(_MERGES))
+            roles = _role_tokens(settings, spec["model"]["vocab"])
         else:
-            pieces, marked = _lines(file, data), set[str]()
-            roles = _role_tokens([*said.values()], pieces)
+            pieces = _lines(file, data)
+            roles = _role_tokens(settings, pieces)
             spec = _wordpiece_spec(pieces, roles, said.get(SETTINGS[0], {}))
         self.hash = hashlib.sha256(data + json.dumps([roles, spec["normalizer"]]).encode()).hexdigest()
         special = marked.union(roles.values())
         self.suffix = secrets.token_hex(32)  # of special tokens in the library: nobody can write one
-        self.named = _role_tokens([*said.values()], ())  # roles whose tokens the settings name
+        self.named = _role_tokens(settings, ())  # roles whose tokens the settings name
         self._library = _library(file, json.dumps(_reserved(spec, special, self.suffix)).encode())
         self._library.no_truncation()
         self._library.no_padding()

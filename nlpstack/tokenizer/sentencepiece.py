@@ -60,7 +60,9 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ModelError("not a whole SentencePiece model; copy it again or train the tokenizer again") from error
-        kind = model_kind(model)
+        specs = wire_values(model, _TRAINER_SPEC)
+        types = [model[at] for spec in specs for at, _ in wire_values(model, _MODEL_TYPE, *spec)]
+        kind = _KINDS.get(types[-1]) if types else "unigram"  # which SentencePiece may leave out
         self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         fault = "its type is neither unigram, BPE nor char" if kind is None else self._fault()
         if kind is None or fault:
@@ -192,13 +194,6 @@ def exact_model(model: bytes, kind: Kind) -> bytes:
     ((at, _),) = wire_values(model, _PIECE_TYPE, *pieces[NEWLINE_ID])
     data[at] = _NORMAL
     return bytes(data)
-
-
-def model_kind(model: bytes) -> Kind | None:
-    """The kind of a serialized SentencePiece model that SentencePiece could read; None if it is none of ours."""
-    specs = wire_values(model, _TRAINER_SPEC)
-    types = [model[at] for spec in specs for at, _ in wire_values(model, _MODEL_TYPE, *spec)]
-    return _KINDS.get(types[-1]) if types else "unigram"  # which SentencePiece may leave out
 
 
 def _merges(piece: str, learned: set[str]) -> list[tuple[str, str]]:

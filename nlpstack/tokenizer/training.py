@@ -2,21 +2,23 @@
 
 import io
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import sentencepiece as spm
 
 from nlpstack.errors import ConfigError, DataError
-from nlpstack.tokenizer.base import ROLES, SPACE, Kind, TokenizerConfig, utf8
+from nlpstack.tokenizer.base import Kind, TokenizerConfig, utf8
 from nlpstack.tokenizer.sentencepiece import N_FIXED, SPECIALS, SentencePieceTokenizer, exact_model
 
 Report = Callable[[str], None]
 
-THREADS = 8  # part of the result: each thread sums up its share of the sentences
+_SETTINGS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("training.toml").read_text("utf-8"))
+MAX_LINE = _SETTINGS["max_sentence_length"]  # bytes; SentencePiece skips longer lines
 MAX_BLOCK = 65536  # bytes; the grain of the sample
-MAX_LINE = 4192  # bytes; SentencePiece skips longer lines
 
 # SentencePiece drops NUL, tab, and carriage return at a line's end, skips lines with U+2585, takes U+2581 for a space.
 # Lines are cut at these characters: no piece holds one, and each is encoded as its bytes.
@@ -143,8 +145,6 @@ def _sentences(blocks: list[bytes], counts: Counter[str]) -> Iterator[bytes]:
 def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: float) -> SentencePieceTokenizer:
     """What SentencePiece makes of the sentences; it draws nothing at random, as it takes all of them."""
     model = io.BytesIO()
-    special: dict[str, Any] = {f"{role}_id": token for token, role in enumerate(ROLES[:4])}
-    special |= {f"{role}_piece": SPECIALS[token] for token, role in enumerate(ROLES[:4])}
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -152,17 +152,7 @@ def _train(sentences: Iterable[bytes], kind: Kind, vocab_size: int, coverage: fl
             model_type=kind,
             vocab_size=max(vocab_size, N_FIXED + 1),
             character_coverage=coverage,
-            required_chars=SPACE,
-            max_sentence_length=MAX_LINE,
-            num_threads=THREADS,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            byte_fallback=True,
-            **special,
-            control_symbols=list(SPECIALS[4:]),
-            user_defined_symbols=["\n"],
-            minloglevel=3,
+            **_SETTINGS,
         )
     except RuntimeError as error:
         if found := re.search(r"Please set it to a value <= (\d+)", str(error)):

@@ -5,7 +5,7 @@ import torch
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from nlpstack.decode import Sampling
-from nlpstack.decode.cached_batch import CachedBatch
+from nlpstack.decode.loop import CachedBatch
 from nlpstack.decode.next_token import penalize, penalize_frequency, penalize_repetition, repeated_ngrams
 from tests.decode.fakes import ByteTokenizer, by_definition, letter_model
 

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from nlpstack.model import TransformerConfig
-from nlpstack.model.positions import rotary_angles, rotate, sinusoidal
-from nlpstack.model.transformer import Attention, AttentionMask, Block, LayerInput, attention_mask
+from nlpstack.model.transformer import (
+    Attention,
+    AttentionMask,
+    Block,
+    LayerInput,
+    attention_mask,
+    rotary_angles,
+    rotate,
+    sinusoidal,
+)
 
 B, T, D, H = 3, 7, 24, 4
 CPU = torch.device("cpu")
