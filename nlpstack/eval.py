@@ -13,7 +13,7 @@ from nlpstack.baselines import labelled_baselines, language_baselines, masked_ba
 from nlpstack.config import build
 from nlpstack.data import labelled
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
-from nlpstack.data.readers import SUFFIXES_OF, DataConfig, Note, corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import SUFFIXES_OF, DataConfig, Note, corpus_suffix, find_splits
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import sha256_file
@@ -41,10 +41,7 @@ READING = ("truncate", "ignore_unknown", "threshold", "constrained")  # keys of 
 def evaluate(
     models: Sequence[str | Path] = (), options: EvalOptions | None = None, *, reporter: Reporter | None = None
 ) -> list[dict[str, Any]]:
-    """Scores of models, by default of every finished run under runs/: one result a model, as in results.json.
-
-    A run's results.json is rewritten. Raises NlpstackError for what the caller can mend.
-    """
+    """Scores of models, by default of every finished run under runs/: one each; a run's results.json is rewritten."""
     options, reporter = options or EvalOptions(), reporter or Reporter()
     options, asked = asked_for(options)
     only = asked["score"].task
@@ -263,12 +260,8 @@ def score_outputs(
         raise DataError(f"{paths[0]}: {len(found):,} predictions for the {len(gold):,} references of {paths[1]}")
     if not gold:
         raise DataError(f"{paths[1]}: is empty; give references to score against")
-    metric: Any
-    if task == "generation":
-        metric = TextScores(config.texts, sentences)
-    elif task == "ner":
-        metric = EntityScores()
-    else:
+    metric: Any = TextScores(config.texts, sentences) if task == "generation" else EntityScores()
+    if task == "classification":
         metric, found, gold = _label_scores(found, gold)
     for number, (one, other) in enumerate(zip(found, gold, strict=True)):
         if task == "ner" and len(one) != len(other):
@@ -297,32 +290,25 @@ def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScore
 
 
 def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
-    def of_json(where: str, row: dict[str, Any]) -> Any:
-        names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
+    names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
+    found: list[Any] = []
+    for where, row in labelled.table_rows(path, note, lines="text"):
         name = next((one for one in names if one in row), "completion" if is_gold else "text")
         if is_gold:
-            found = labelled.text_field(where, row, name, many=name == "references")
-            return found if name == "references" else (found,)
-        if not isinstance(row.get(name), str):
+            texts = labelled.text_field(where, row, name, many=name == "references")
+            found.append(texts if name == "references" else (texts,))
+        elif isinstance(row.get(name), str):
+            found.append(row[name])
+        else:
             raise DataError(f"{where}: '{name}' must be a text")
-        return row[name]
-
-    if corpus_suffix(path, [".jsonl"]):
-        return [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
-    lines = list(text_lines(path, note))
-    for number, line in enumerate(lines if is_gold else (), 1):
-        if not line.strip():
-            raise DataError(f"{path}:{number}: the reference is empty; there is nothing to compare with")
-    return [(line,) for line in lines] if is_gold else lines
+    return found
 
 
 def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:
     if corpus_suffix(path, [".tsv", ".csv"]):
         return [example.label for example in labelled.read_texts(path, note)]
-    if is_json := corpus_suffix(path, [".jsonl"]) is not None:
-        rows: list[labelled.Row] = list(labelled.table_rows(path, note))
-    else:
-        rows = [(f"{path}:{n}", {"label": line.strip()}) for n, line in enumerate(text_lines(path, note), 1)]
+    is_json, found = corpus_suffix(path, [".jsonl"]) is not None, labelled.table_rows(path, note, lines="label")
+    rows = [(where, row if is_json else {"label": row["label"].strip()}) for where, row in found]
     name = "score" if rows and rows[0][1].keys() & {"label", "score"} == {"score"} else "label"
     labels = labelled.labels_in(rows, name, is_json=is_json)
     if float in map(type, labels):
