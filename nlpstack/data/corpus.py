@@ -81,10 +81,7 @@ class Split:
 
 
 def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
-    """The splits of a corpus: train and val, and test where there is one. Says what was cut and what is double.
-
-    Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
-    """
+    """The splits of a corpus: train, val (cut if it has none), and test if it has one; says what is double."""
     splits = {name.replace("all", "train"): split for name, split in whole_corpus(config, note).items()}
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
