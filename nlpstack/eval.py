@@ -83,15 +83,9 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
         reporter.say(f"{path}: --examples is of labelled data, so nothing of this text is shown")
     drawing = {"n_resamples": config.resamples, "seed": config.seed}
     guesses = {name: chosen(compute(guess, signature, **drawing)) for name, guess in baselines.items()}
-    return {
-        "model": str(path),
-        "task": task.name,
-        "data": list(options.data) or record.get("data", {}).get("paths", []),
-        "split": scored.split,
-        **told,
-        **({"baselines": guesses} if guesses else {}),
-        "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
-    }
+    about = {"model": str(path), "task": task.name, "data": scored.subject.paths(), "split": scored.split}
+    hashes = {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)}
+    return {**about, **told, **({"baselines": guesses} if guesses else {}), "hashes": hashes}
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class Subject:
 
     def _corpus(self) -> "Scored":
         """A split of plain text, for a pretrained model: of what --data gives, or else of the run's own."""
-        wanted, paths = self.options, self._paths()
+        wanted, paths = self.options, self.paths()
         if wanted.data:
             config = DataConfig(paths=paths, documents=wanted.documents or "files")  # type: ignore[arg-type]
             splits = whole_corpus(config, self.note)
@@ -141,7 +135,7 @@ class Subject:
         return tokenize_split(split, self.model.tokenizer, task.layout, self.cache, note=self.note)
 
     def _labelled(self, name: str) -> "Scored":
-        paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
+        paths, record, kind = self.paths(), self.record, "classification" if name == "similarity" else name
         files: dict[str, list[Path]] = find_splits(paths, kind)
 
         def recorded() -> dict[str, Any]:
@@ -168,7 +162,8 @@ class Subject:
                 self.note(f"{self.path}: its training data is not there ({error})")
         return splits.get("train")
 
-    def _paths(self) -> list[str]:
+    def paths(self) -> list[str]:
+        """The files, folders or samples that hold the data; DataError if none are named."""
         paths = list(self.options.data) or self.record.get("data", {}).get("paths", [])
         if not paths:
             raise DataError(f"{self.path}: not a run, so it names no data; give --data FILE|DIR")
