@@ -4,10 +4,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
@@ -88,8 +87,7 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
     return {**about, **told, **({"baselines": guesses} if guesses else {}), "hashes": hashes}
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A model to be evaluated on a split of its data."""
 
     model: LanguageModel
@@ -198,8 +196,7 @@ class Subject:
         return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A task with the data that is scored, where that is from, and what guesses may learn from."""
 
     subject: Subject

@@ -8,11 +8,10 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -153,8 +152,7 @@ def _losses(result: Mapping[str, Any]) -> str:
     return base64.b64encode(loss_picture(run)).decode() if (run / "metrics.jsonl").exists() else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionPattern:
+class AttentionPattern(NamedTuple):
     """Attention weights of one text, with what it takes to draw them."""
 
     weights: np.ndarray  # (L, H, T, T): [l, h, t, s] is how much of token s token t takes; 0 to 1

@@ -46,11 +46,9 @@ def embed_command(source: str, model: str, out: str | None, **given: Any) -> Non
         raise ConfigError("the vectors have nowhere to go; give --out FILE, or --json to print them")
     options = EmbedOptions(**arguments(given, "pooling", "layer", "zscore", "batch_tokens", "truncate"))
     result = embed(model, source, options, out=out)
-    report = [
-        f"truncated: {cut.texts:,} texts of {path} lost {cut.tokens:,} tokens beyond the context"
-        for path, cut in ((source, result.cut), (given["zscore"], result.corpus_cut))
-        if cut.texts
-    ]
+    lost = "truncated: {:,} texts of {} lost {:,} tokens beyond the context"
+    cuts = (source, result.cut), (given["zscore"], result.corpus_cut)
+    report = [lost.format(cut.texts, path, cut.tokens) for path, cut in cuts if cut.texts]
     if result.mean_cosine is None:
         report.append("cosine: there are no two lines to compare")
     else:

@@ -47,8 +47,7 @@ def survey(pieces: Iterator[Piece]) -> Survey:
             whole.update(b"\xff")  # a byte that UTF-8 never holds
             digests.append(int.from_bytes(document.digest(), "little"))
             document = hashlib.blake2b(digest_size=8)
-    table = np.frombuffer(digests, dtype=np.uint64)
-    return Survey(n_chars=n_chars, is_blank=is_blank, sha256=whole.hexdigest(), digests=table)
+    return Survey(n_chars, is_blank, whole.hexdigest(), np.frombuffer(digests, dtype=np.uint64))
 
 
 @dataclass(frozen=True, kw_only=True)

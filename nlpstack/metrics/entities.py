@@ -34,10 +34,8 @@ strict_spans = partial(entity_spans, starting="B", continuing="I")  # by strict 
 
 
 def overlaps(found: Sequence[Span], true: Sequence[Span], *, typed: bool) -> int:
-    """How many spans found can be paired off with a true one that shares a word, each with one; `typed`: and its type.
-
-    Spans come in order and do not overlap among themselves, so that taking the first partner is best.
-    """
+    """How many spans found can be paired off with a true one that shares a word, each with one; `typed`: and type."""
+    # They come in order and do not overlap among themselves, so that taking the first partner is best.
     n, left = 0, list(true)
     for kind, first, stop in found:
         sharing = [place for place, (_, begin, end) in enumerate(left) if begin < stop and first < end]

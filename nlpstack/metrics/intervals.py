@@ -41,12 +41,10 @@ class Units:
 
 
 def drawn_scores(parts: Sequence[Units], *, n_resamples: int, seed: int) -> Drawn:
-    """Each score on each resample of its units, which are nan where it is not defined.
-
-    Parts with as many units share their resamples: those of two systems on the same units are pairs (Koehn 2004).
-    """
+    """Each score on each resample of its units, which are nan where it is not defined."""
     found: dict[str, tuple[int, list[np.ndarray]]] = {}
     parts = [part for part in parts if part.resampled]
+    # Parts with as many units share their resamples: those of two systems on the same units are pairs (Koehn 2004).
     for n in dict.fromkeys(len(part.rows) for part in parts):
         same = [(part, *_distinct(part.rows)) for part in parts if len(part.rows) == n]
         for draws in resamples(n, n_resamples, seed):
