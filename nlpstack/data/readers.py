@@ -130,11 +130,8 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterator[Piece]:
-    """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends where there are any.
-
-    `note` is told once of each kind of thing that was done to the text. Raises DataError with file, line or byte.
-    """
-    note_once = cache(note)
+    """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends if there are any."""
+    note_once = cache(note)  # it is told once of each kind of thing that was done to the text
     for path in files:
         if corpus_suffix(path) == ".jsonl":
             yield from _read_jsonl(path, note_once)
