@@ -99,14 +99,8 @@ def _pattern(
         weights = attention_weights(model.transformer, tokens, layers=layers)[:, list(heads)]  # (L, H, T, T)
     if not bool(torch.isfinite(weights).all()):
         raise ModelError(f"{name}: its attention weights are not finite, so its weights or the dtype are broken")
-    return report.AttentionPattern(
-        weights=weights.float().cpu().numpy(),
-        layers=layers,
-        heads=heads,
-        tokens=[_spelled(model.tokenizer, token) for token in ids],
-        causal=model.config.causal,
-        model=name,
-    )
+    spelled = [_spelled(model.tokenizer, token) for token in ids]
+    return report.AttentionPattern(weights.float().cpu().numpy(), layers, heads, spelled, model.config.causal, name)
 
 
 def _spelled(tokenizer: Any, token: int) -> bytes:

@@ -40,10 +40,7 @@ class Bigrams:
         return unigram, followers
 
     def losses(self, before: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """-ln p of each token alone (every count raised by 1), and after the one before it.
-
-        The second mixes a pair's share with the first by a token's different followers (Witten & Bell 1991, method C).
-        """
+        """-ln p of each token alone, every count raised by 1, and after another (Witten & Bell 1991, method C)."""
         alone = (self.counts[tokens] + 1) / (self.counts.sum() + self.size)
         wanted = before.astype(np.int64) * self.size + tokens
         place = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)

@@ -33,10 +33,8 @@ class Resolved:
 
     def values(self) -> Values:
         """Every value of every section, defaults included; None is left out, since TOML has no word for it."""
-        return {
-            name: {key: value for key, value in asdict(section).items() if value is not None}
-            for name, section in self.sections.items()
-        }
+        tables = {name: asdict(section) for name, section in self.sections.items()}
+        return {name: {key: v for key, v in table.items() if v is not None} for name, table in tables.items()}
 
 
 def resolve(recipe: Path, schema: Schema, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> Resolved:

@@ -64,10 +64,9 @@ class ZScore:
     def apply(self, vectors: Vectors) -> Vectors:
         """The same shapes in fp32: each dimension minus its mean, over its deviation."""
         scale = np.where(self.deviation > 0, self.deviation, np.inf)
-        is_list = isinstance(vectors, list)
-        out = [np.empty_like(one, np.float32) for one in vectors] if is_list else np.empty_like(vectors, np.float32)
-        for one, scored in zip(vectors, out, strict=True):  # row by row, so that little is held in fp64
-            scored[:] = (one - self.mean) / scale
+        out = [one.astype(np.float32) for one in vectors] if isinstance(vectors, list) else vectors.astype(np.float32)
+        for one in out:  # row by row, so that little is held in fp64
+            one[:] = (one - self.mean) / scale
         return out
 
 

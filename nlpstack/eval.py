@@ -4,16 +4,15 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
 from nlpstack.data import labelled
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
-from nlpstack.data.readers import SUFFIXES_OF, DataConfig, Note, corpus_suffix, find_splits, json_rows, text_lines
+from nlpstack.data.readers import SUFFIXES_OF, DataConfig, Note, corpus_suffix, find_splits
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.files import sha256_file
@@ -41,10 +40,7 @@ READING = ("truncate", "ignore_unknown", "threshold", "constrained")  # keys of 
 def evaluate(
     models: Sequence[str | Path] = (), options: EvalOptions | None = None, *, reporter: Reporter | None = None
 ) -> list[dict[str, Any]]:
-    """Scores of models, by default of every finished run under runs/: one result a model, as in results.json.
-
-    A run's results.json is rewritten. Raises NlpstackError for what the caller can mend.
-    """
+    """Scores of models, by default of every finished run under runs/: one each; a run's results.json is rewritten."""
     options, reporter = options or EvalOptions(), reporter or Reporter()
     options, asked = asked_for(options)
     only = asked["score"].task
@@ -86,19 +82,12 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
         reporter.say(f"{path}: --examples is of labelled data, so nothing of this text is shown")
     drawing = {"n_resamples": config.resamples, "seed": config.seed}
     guesses = {name: chosen(compute(guess, signature, **drawing)) for name, guess in baselines.items()}
-    return {
-        "model": str(path),
-        "task": task.name,
-        "data": list(options.data) or record.get("data", {}).get("paths", []),
-        "split": scored.split,
-        **told,
-        **({"baselines": guesses} if guesses else {}),
-        "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
-    }
+    about = {"model": str(path), "task": task.name, "data": scored.subject.paths(), "split": scored.split}
+    hashes = {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)}
+    return {**about, **told, **({"baselines": guesses} if guesses else {}), "hashes": hashes}
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A model to be evaluated on a split of its data."""
 
     model: LanguageModel
@@ -126,7 +115,7 @@ class Subject:
 
     def _corpus(self) -> "Scored":
         """A split of plain text, for a pretrained model: of what --data gives, or else of the run's own."""
-        wanted, paths = self.options, self._paths()
+        wanted, paths = self.options, self.paths()
         if wanted.data:
             config = DataConfig(paths=paths, documents=wanted.documents or "files")  # type: ignore[arg-type]
             splits = whole_corpus(config, self.note)
@@ -144,7 +133,7 @@ class Subject:
         return tokenize_split(split, self.model.tokenizer, task.layout, self.cache, note=self.note)
 
     def _labelled(self, name: str) -> "Scored":
-        paths, record, kind = self._paths(), self.record, "classification" if name == "similarity" else name
+        paths, record, kind = self.paths(), self.record, "classification" if name == "similarity" else name
         files: dict[str, list[Path]] = find_splits(paths, kind)
 
         def recorded() -> dict[str, Any]:
@@ -171,7 +160,8 @@ class Subject:
                 self.note(f"{self.path}: its training data is not there ({error})")
         return splits.get("train")
 
-    def _paths(self) -> list[str]:
+    def paths(self) -> list[str]:
+        """The files, folders or samples that hold the data; DataError if none are named."""
         paths = list(self.options.data) or self.record.get("data", {}).get("paths", [])
         if not paths:
             raise DataError(f"{self.path}: not a run, so it names no data; give --data FILE|DIR")
@@ -206,8 +196,7 @@ class Subject:
         return MaskedLM(model.tokenizer, config, model.config.max_seq_len, language=language)
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A task with the data that is scored, where that is from, and what guesses may learn from."""
 
     subject: Subject
@@ -263,12 +252,8 @@ def score_outputs(
         raise DataError(f"{paths[0]}: {len(found):,} predictions for the {len(gold):,} references of {paths[1]}")
     if not gold:
         raise DataError(f"{paths[1]}: is empty; give references to score against")
-    metric: Any
-    if task == "generation":
-        metric = TextScores(config.texts, sentences)
-    elif task == "ner":
-        metric = EntityScores()
-    else:
+    metric: Any = TextScores(config.texts, sentences) if task == "generation" else EntityScores()
+    if task == "classification":
         metric, found, gold = _label_scores(found, gold)
     for number, (one, other) in enumerate(zip(found, gold, strict=True)):
         if task == "ner" and len(one) != len(other):
@@ -297,32 +282,25 @@ def _label_scores(found: Sequence[Any], gold: Sequence[Any]) -> tuple[LabelScore
 
 
 def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
-    def of_json(where: str, row: dict[str, Any]) -> Any:
-        names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
+    names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
+    found: list[Any] = []
+    for where, row in labelled.table_rows(path, note, lines="text"):
         name = next((one for one in names if one in row), "completion" if is_gold else "text")
         if is_gold:
-            found = labelled.text_field(where, row, name, many=name == "references")
-            return found if name == "references" else (found,)
-        if not isinstance(row.get(name), str):
+            texts = labelled.text_field(where, row, name, many=name == "references")
+            found.append(texts if name == "references" else (texts,))
+        elif isinstance(row.get(name), str):
+            found.append(row[name])
+        else:
             raise DataError(f"{where}: '{name}' must be a text")
-        return row[name]
-
-    if corpus_suffix(path, [".jsonl"]):
-        return [of_json(f"{path}:{number}", row) for number, row in json_rows(path, note)]
-    lines = list(text_lines(path, note))
-    for number, line in enumerate(lines if is_gold else (), 1):
-        if not line.strip():
-            raise DataError(f"{path}:{number}: the reference is empty; there is nothing to compare with")
-    return [(line,) for line in lines] if is_gold else lines
+    return found
 
 
 def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:
     if corpus_suffix(path, [".tsv", ".csv"]):
         return [example.label for example in labelled.read_texts(path, note)]
-    if is_json := corpus_suffix(path, [".jsonl"]) is not None:
-        rows: list[labelled.Row] = list(labelled.table_rows(path, note))
-    else:
-        rows = [(f"{path}:{n}", {"label": line.strip()}) for n, line in enumerate(text_lines(path, note), 1)]
+    is_json, found = corpus_suffix(path, [".jsonl"]) is not None, labelled.table_rows(path, note, lines="label")
+    rows = [(where, row if is_json else {"label": row["label"].strip()}) for where, row in found]
     name = "score" if rows and rows[0][1].keys() & {"label", "score"} == {"score"} else "label"
     labels = labelled.labels_in(rows, name, is_json=is_json)
     if float in map(type, labels):

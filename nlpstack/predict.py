@@ -11,7 +11,7 @@ import torch
 
 from nlpstack.config import build
 from nlpstack.data import labelled
-from nlpstack.data.readers import SUFFIXES_OF, Note, corpus_suffix, mute, text_lines
+from nlpstack.data.readers import SUFFIXES_OF, Note, corpus_suffix, mute
 from nlpstack.decode import Sampling
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -173,8 +173,7 @@ def _inputs(path: Path, task: str, note: Note) -> Iterator[tuple[Any, str]]:
         for number, words, _ in labelled.tagged_rows(path, note):
             yield labelled.TaggedExample(f"{path}:{number}", words, None), ""
         return
-    lines = ((f"{path}:{number}", {"text": line}) for number, line in enumerate(text_lines(path, note), 1))
-    for where, row in lines if is_text else labelled.table_rows(path, note):
+    for where, row in labelled.table_rows(path, note, lines="text" if is_text else ""):
         if task == "generation" and not is_text:
             yield labelled.prompt_of(where, row, labelled=False), ""
             continue

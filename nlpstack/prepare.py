@@ -26,10 +26,7 @@ _SHOWN = 5  # places, or labels, that a problem names
 def train_tokenizer_on(
     paths: Sequence[str], values: Mapping[str, Any], out: str | Path, *, overwrite: bool = False, note: Note = mute
 ) -> Tokenizer:
-    """Train a tokenizer on files, folders, globs or samples and write its folder; `values`: kind, vocab_size.
-
-    Of data with splits the training split is read, else all of it.
-    """
+    """Train a tokenizer on files (of data with splits on train), by its kind and vocab_size, and write its folder."""
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:

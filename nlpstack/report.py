@@ -8,11 +8,10 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -60,10 +59,7 @@ def png(figure: "Figure", **options: Any) -> bytes:
 
 
 def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of a metrics.jsonl the losses "train" and "val", in nats a token, and "lr", as (step, value) pairs.
-
-    A value that was not finite is nan. Raises DataError naming a line that is no record.
-    """
+    """The losses "train" and "val" of a metrics.jsonl, in nats a token, and "lr", as (step, value); not finite: nan."""
     curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": [], "lr": []}
     with open(log, encoding="utf-8") as file:
         for line_no, line in enumerate(file, 1):
@@ -156,8 +152,7 @@ def _losses(result: Mapping[str, Any]) -> str:
     return base64.b64encode(loss_picture(run)).decode() if (run / "metrics.jsonl").exists() else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionPattern:
+class AttentionPattern(NamedTuple):
     """Attention weights of one text, with what it takes to draw them."""
 
     weights: np.ndarray  # (L, H, T, T): [l, h, t, s] is how much of token s token t takes; 0 to 1
@@ -170,10 +165,8 @@ class AttentionPattern:
 
 def token_label(token: bytes) -> str:
     """A token as it is written on an axis: a space as `·`, a line end as `\\n`, bytes that are no text as `<0xE2>`."""
-    return "".join(
-        "·" if sign == " " else sign if sign.isprintable() else sign.encode("unicode_escape").decode()
-        for sign in _text_of(token)
-    )
+    signs = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in _text_of(token))
+    return "".join(signs).replace(" ", "·")
 
 
 def _text_of(token: bytes) -> str:
@@ -185,18 +178,12 @@ def _text_of(token: bytes) -> str:
 
 def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
     """An HTML page of all layers and heads, `layer` and `head` chosen at first; it loads nothing from anywhere."""
-    values = {
-        "model": pattern.model,
-        "layers": len(pattern.layers),
-        "heads": len(pattern.heads),
-        "causal": pattern.causal,
-        "chosen_layer": layer,
-        "chosen_head": head,
-        "texts": [_text_of(token) for token in pattern.tokens],
-        "labels": [token_label(token) for token in pattern.tokens],
-        # Square roots: in a byte, small weights keep as many digits as large ones.
-        "weights": base64.b64encode(zlib.compress(np.rint(np.sqrt(pattern.weights) * 255).astype(np.uint8))).decode(),
-    }
+    values: dict[str, Any] = {"model": pattern.model, "causal": pattern.causal}
+    values |= {"layers": len(pattern.layers), "heads": len(pattern.heads), "chosen_layer": layer, "chosen_head": head}
+    values |= {name: list(map(read, pattern.tokens)) for name, read in (("texts", _text_of), ("labels", token_label))}
+    # Square roots: in a byte, small weights keep as many digits as large ones.
+    packed = zlib.compress(np.rint(np.sqrt(pattern.weights) * 255).astype(np.uint8))
+    values["weights"] = base64.b64encode(packed).decode()
     text = json.dumps(values, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # no tag can begin in it
     return Path(__file__).with_name("report_attention.html").read_text(encoding="utf-8").replace(">DATA<", f">{text}<")
 
@@ -252,7 +239,7 @@ def use_fonts_for(text: str) -> dict[int, str]:
     families, missing = [_FONT], set(text)
     upright = [entry for entry in font_manager.fontManager.ttflist if (entry.style, entry.weight) == ("normal", 400)]
     for entry in sorted(upright, key=lambda entry: (entry.name != _FONT, entry.name, entry.fname)):
-        if entry.name.startswith("Last Resort"):  # has a box for everything
+        if not missing or entry.name.startswith("Last Resort"):  # which has a box for everything
             continue
         try:
             font = font_manager.get_font(entry.fname)
@@ -262,7 +249,5 @@ def use_fonts_for(text: str) -> dict[int, str]:
         if shown and entry.name not in families:
             families.append(entry.name)
         missing -= shown
-        if not missing:
-            break
     rcParams["font.family"] = families
     return {ord(sign): f"U+{ord(sign):04X}" for sign in missing}

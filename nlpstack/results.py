@@ -140,9 +140,8 @@ def slices(metric: Metric, parts: Sequence[Units], texts: TextOf) -> dict[str, d
         lengths = np.array([len(texts(number).split()) for number in order])
         edges = np.unique(np.quantile(lengths, np.arange(1, _PARTS) / _PARTS).astype(int))
         place = np.searchsorted(edges, lengths)  # the edge itself is in the lower part
-        for part in np.unique(place):
-            here = place == part
-            masks[f"{lengths[here].min()} to {lengths[here].max()} words"] = here
+        parted = [place == part for part in np.unique(place)]
+        masks = {f"{lengths[here].min()} to {lengths[here].max()} words": here for here in parted}
     names = getattr(metric, "names", ())
     if names and isinstance(metric.told[order[0]][1], int):
         labels = np.array([metric.told[number][1] for number in order])

@@ -59,10 +59,7 @@ def newest_pretrained(runs: Path, *, causal: bool) -> Path:
 
 
 def begin_with(place: str | Path, run: Run) -> tuple[LanguageModel, Run]:
-    """The model that a run begins with, and the run with its shape, but for dropout, which is no weight.
-
-    Refused are an adapter, a GPT where a BERT is trained (or the reverse), and a shape that was asked for.
-    """
+    """The model that a run begins with, if it fits what is trained, and the run with its shape (not its dropout)."""
     start, source, resolved, task = load_model(place), f"--model {place}", run.resolved, run.config.task.name
     if start.base is not None:
         raise ModelError(f"{place}: an adapter; merge it first (nlpstack merge {place} --out DIR), and start from that")

@@ -32,9 +32,14 @@ def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json:
     from nlpstack.prepare import check_data
 
     found = check_data(paths, task, model=model, note=make_reporter(quiet=quiet).say)
-    lines = [f"{name}: {_described(split)}" for name, split in found["splits"].items()]
-    problems = [f"problem: {problem}" for problem in found["problems"]] or ["no problems found"]
-    echo(found, "\n".join(lines + problems), as_json=as_json)
+    lines = []
+    for name, split in found["splits"].items():
+        labels = ", ".join(f"{label} {n:,}" for label, n in split["labels"].items())
+        lines.append(f"{name}: {split['examples']:,} examples{'; ' if labels else ''}{labels}")
+        if "tokens" in split:
+            lines[-1] += f"; {split['tokens']:,} tokens, {split['mean']:.1f} a row, at most {split['longest']:,}"
+    lines += [f"problem: {problem}" for problem in found["problems"]] or ["no problems found"]
+    echo(found, "\n".join(lines), as_json=as_json)
 
 
 @data_command.command("tokenize")
@@ -61,12 +66,3 @@ def tokenize_command(paths: tuple[str, ...], part: str, as_json: bool, quiet: bo
         raise click.UsageError(f"--slice {part}: expected I/N, such as 1/4")
     found = tokenize(paths, part=(int(number), int(n)), note=make_reporter(quiet=quiet).say, **given)
     echo(found, f"{found['out']}: {found['tokens']:,} tokens of {found['documents']:,} documents", as_json=as_json)
-
-
-def _described(split: dict[str, Any]) -> str:
-    parts = [f"{split['examples']:,} examples"]
-    if split["labels"]:
-        parts.append(", ".join(f"{label} {n:,}" for label, n in split["labels"].items()))
-    if "tokens" in split:
-        parts.append(f"{split['tokens']:,} tokens, {split['mean']:.1f} a row, at most {split['longest']:,}")
-    return "; ".join(parts)

@@ -1,6 +1,5 @@
 """`nlpstack doctor`."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -25,18 +24,17 @@ def doctor_command(out: str | None, full: bool, as_json: bool, quiet: bool, **gi
     from nlpstack.inspection import doctor
 
     found = doctor(out or ".", full=full, **arguments(given))
-    rows = [] if quiet else [f"{name:<11}{value}" for name, value in _rows(found)]
-    problems = [f"problem: {problem}" for problem in found["problems"]] or ["no problem found"]
-    echo(found, "\n".join(rows + problems), as_json=as_json)
-
-
-def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, section in found.items():
+    lines = []
+    for name, section in () if quiet else found.items():
         if name == "extras":
             for extra, has in section.items():
-                yield f"[{extra}]", f"{'installed' if has['installed'] else 'not installed'}: {has['gives']}"
+                told = f"{'installed' if has['installed'] else 'not installed'}: {has['gives']}"
+                lines.append(f"{f'[{extra}]':<11}{told}")
         elif name != "problems":
-            yield name, "; ".join(_said(key, value) for key, value in section.items() if value is not None)
+            told = "; ".join(_said(key, value) for key, value in section.items() if value is not None)
+            lines.append(f"{name:<11}{told}")
+    lines += [f"problem: {problem}" for problem in found["problems"]] or ["no problem found"]
+    echo(found, "\n".join(lines), as_json=as_json)
 
 
 def _said(key: str, value: object) -> str:

@@ -1,14 +1,11 @@
 """`nlpstack embed`: contextual embeddings of the lines of a file."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nlpstack.cli.options import arguments, echo, machine_options, model_option, output_options
 from nlpstack.errors import ConfigError
-
-if TYPE_CHECKING:
-    from nlpstack.embed import Embeddings
 
 _NOTE = (
     "note: embeddings crowd into a narrow cone, so read cosines against that of any two lines; z-scoring (--zscore) "
@@ -49,8 +46,21 @@ def embed_command(source: str, model: str, out: str | None, **given: Any) -> Non
         raise ConfigError("the vectors have nowhere to go; give --out FILE, or --json to print them")
     options = EmbedOptions(**arguments(given, "pooling", "layer", "zscore", "batch_tokens", "truncate"))
     result = embed(model, source, options, out=out)
+    lost = "truncated: {:,} texts of {} lost {:,} tokens beyond the context"
+    cuts = (source, result.cut), (given["zscore"], result.corpus_cut)
+    report = [lost.format(cut.texts, path, cut.tokens) for path, cut in cuts if cut.texts]
+    if result.mean_cosine is None:
+        report.append("cosine: there are no two lines to compare")
+    else:
+        after = "" if result.mean_cosine_zscored is None else f"; with z-scores {result.mean_cosine_zscored:.4f}"
+        report.append(f"cosine: {result.mean_cosine:.4f} on average of {result.n_pairs:,} pairs of lines{after}")
+    if (zscore := result.zscore) is not None:
+        saved = f", saved as {result.zscore_out}" if result.zscore_out else ", not saved, as there is no --out"
+        report.append(f"z-scores: fitted on {zscore.corpus}{saved if given['zscore'] == zscore.corpus else ''}")
+        if zscore.n_constant:
+            report.append(f"z-scores: {zscore.n_constant:,} dimensions are constant on it, and became 0")
     if not given["quiet"]:
-        click.echo(_report(result, source, given["zscore"]), err=True)
+        click.echo("\n".join([*report, _NOTE]), err=True)
     n_lines, dim = len(result.vectors), result.vectors[0].shape[-1]
     about = {"out": result.out, "lines": n_lines, "dim": dim, "pooling": result.pooling, "layer": result.layer}
     cosines = {name: getattr(result, name) for name in ("mean_cosine", "mean_cosine_zscored")}
@@ -58,24 +68,3 @@ def embed_command(source: str, model: str, out: str | None, **given: Any) -> Non
     tokens = f"{sum(map(len, result.vectors)):,} tokens of " if isinstance(result.vectors, list) else ""
     plain = f"{out}: {tokens}{n_lines:,} lines, {dim:,} dimensions ({result.pooling} of layer {result.layer})"
     echo(about if out else [one.tolist() for one in result.vectors], plain, as_json=given["as_json"])
-
-
-def _report(result: "Embeddings", source: str, zscore: str | None) -> str:
-    lines = [
-        f"truncated: {cut.texts:,} texts of {path} lost {cut.tokens:,} tokens beyond the context"
-        for path, cut in ((source, result.cut), (zscore, result.corpus_cut))
-        if cut.texts
-    ]
-    if result.mean_cosine is None:
-        lines.append("cosine: there are no two lines to compare")
-    else:
-        after = "" if result.mean_cosine_zscored is None else f"; with z-scores {result.mean_cosine_zscored:.4f}"
-        lines.append(f"cosine: {result.mean_cosine:.4f} on average of {result.n_pairs:,} pairs of lines{after}")
-    if result.zscore is not None:
-        saved = ""
-        if zscore == result.zscore.corpus:
-            saved = f", saved as {result.zscore_out}" if result.zscore_out else ", not saved, as there is no --out"
-        lines.append(f"z-scores: fitted on {result.zscore.corpus}{saved}")
-        if result.zscore.n_constant:
-            lines.append(f"z-scores: {result.zscore.n_constant:,} dimensions are constant on it, and became 0")
-    return "\n".join([*lines, _NOTE])

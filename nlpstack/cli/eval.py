@@ -110,11 +110,9 @@ def _print_results(results: list[dict[str, Any]]) -> None:
     for signature, number in signatures.items():
         click.echo(f"({number}) {signature}")
     for result in results:
-        for name, value in result.get("details", {}).items():
-            if isinstance(value, float):
-                click.echo(f"{result['model']}  {name}: {value:.4f}")
+        told = [f"{name}: {value:.4f}" for name, value in result.get("details", {}).items() if isinstance(value, float)]
         for name, scores in result.get("slices", {}).items():
             values = "  ".join(f"{k} {v if isinstance(v, int) or v is None else f'{v:.4f}'}" for k, v in scores.items())
-            click.echo(f"{result['model']}  {name}: {values}")
-        for one in result.get("examples", ()):
-            click.echo(f"{result['model']}  {json.dumps(one, ensure_ascii=False)}")
+            told.append(f"{name}: {values}")
+        for line in [*told, *(json.dumps(one, ensure_ascii=False) for one in result.get("examples", ()))]:
+            click.echo(f"{result['model']}  {line}")

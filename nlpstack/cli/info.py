@@ -26,17 +26,10 @@ def info_command(target: str, overrides: tuple[str, ...], as_json: bool, quiet: 
       nlpstack info runs/gpt
     """
     from nlpstack.inspection import info
+    from nlpstack.memory import MemoryEstimate
 
     flags = {f"train.{name}": given[name] for name in ("device", "threads") if given[name] is not None}
     found = info(target, overrides, flags=flags)
-    echo(found, "\n".join(_lines(found)), as_json=as_json)
-    for note in () if quiet or as_json else found["notes"]:
-        click.echo(note, err=True)
-
-
-def _lines(found: dict[str, Any]) -> list[str]:
-    from nlpstack.memory import MemoryEstimate
-
     says = {part.name: get_args(part.type)[1] for part in fields(MemoryEstimate)}
     shape, count, flops = found["shape"], found["parameters"], found["flops_per_token"]
     rule, cache = count["rule_12_l_d2"], found["kv_cache_bytes_per_token"]
@@ -63,4 +56,6 @@ def _lines(found: dict[str, Any]) -> list[str]:
         settled = ", ".join(f"{name} {run[name]}" for name in ("device", "dtype", "attention", "compile", "optimizer"))
         batch = f"{run['batch_size']:,} sequences of {run['sequence_length']:,} tokens"
         lines.append(f"a step of {batch}, {run['micro_batch']:,} at a time; {settled}")
-    return lines
+    echo(found, "\n".join(lines), as_json=as_json)
+    for note in () if quiet or as_json else found["notes"]:
+        click.echo(note, err=True)

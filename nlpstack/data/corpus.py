@@ -1,17 +1,27 @@
-"""A corpus and its splits: surveyed once (size, hash, duplicates), then streamed as often as it is needed."""
+"""A corpus and its splits, surveyed once and streamed as often as needed; and a text cut into its sentences."""
 
 import hashlib
+import re
 import sys
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import sentencex
 
 from nlpstack.data.readers import OVERLAPS, DataConfig, Note, Piece, find_splits, mute, read_documents
 from nlpstack.errors import DataError
+
+SEGMENTER = f"sentencex-{version('sentencex')}"  # another version may cut elsewhere: part of what is cached by
+WINDOW = 4096  # characters of a paragraph that are cut at a time: sentencex's time grows with their square
+_BREAK = re.compile(r"(\n\s*\n)")  # a line end and at least one blank line
+_SPACE = " \n\r\t"  # no piece of a tokenizer holds one of them behind its first character
+_ODD_SPACE = re.compile(r"[^\S \n]")
 
 
 class Survey(NamedTuple):
@@ -37,8 +47,7 @@ def survey(pieces: Iterator[Piece]) -> Survey:
             whole.update(b"\xff")  # a byte that UTF-8 never holds
             digests.append(int.from_bytes(document.digest(), "little"))
             document = hashlib.blake2b(digest_size=8)
-    table = np.frombuffer(digests, dtype=np.uint64)
-    return Survey(n_chars=n_chars, is_blank=is_blank, sha256=whole.hexdigest(), digests=table)
+    return Survey(n_chars, is_blank, whole.hexdigest(), np.frombuffer(digests, dtype=np.uint64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +90,7 @@ class Split:
 
 
 def load_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
-    """The splits of a corpus: train and val, and test where there is one. Says what was cut and what is double.
-
-    Without a validation split the last `val_share` of the training documents is cut (of the text, if it is one).
-    """
+    """The splits of a corpus: train, val (cut if it has none), and test if it has one; says what is double."""
     splits = {name.replace("all", "train"): split for name, split in whole_corpus(config, note).items()}
     if "val" not in splits:
         splits |= cut_val(splits["train"], config.val_share, note)
@@ -117,3 +123,39 @@ def cut_val(train: Split, share: float, note: Note) -> dict[str, Split]:
     note(f"no validation split: the last {total - cut:,} of {total:,} {what} are held out for it")
     first, last = replace(train, name="train", unit=unit, stop=cut), replace(train, name="val", unit=unit, start=cut)
     return {"train": first, "val": last}
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """The sentences of a text; joined, they are the text. Each but the first begins with the white space before it.
+
+    `language` is an ISO 639 code; one that sentencex does not know is cut by English rules. A sentence begins where no
+    piece of a tokenizer runs on: at white space, or after a wide character, as in Chinese and Japanese, where one may.
+    """
+    parts, start, last = [], 0, len(text.rstrip())
+    for begin, end in _segments(text, language):
+        segment = text[begin:end]
+        for cut in (begin + len(segment.rstrip()), begin + len(segment.rstrip(_SPACE))):
+            wide = unicodedata.east_asian_width(text[cut - 1]) in "WF"  # or full-width
+            if start < cut < last and segment.strip() and (text[cut] in _SPACE or wide):
+                parts.append(text[start:cut])
+                start = cut
+                break
+    return [*parts, text[start:]] if text else []
+
+
+def _segments(text: str, language: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of what sentencex takes for sentences, paragraph by paragraph."""
+    plain = _ODD_SPACE.sub(" ", text)  # sentencex panics at "A<ideographic space>."; the places stay the same
+    at = 0
+    for number, block in enumerate(_BREAK.split(plain)):
+        stop = at + len(block)
+        while at < stop and number % 2 == 0:  # the odd ones are the breaks
+            end = min(at + WINDOW, stop)
+            found = sentencex.segment(language, plain[at:end])
+            whole = found if end == stop else found[:-1]  # the last one may go on
+            for segment in whole:
+                yield at, at + len(segment)
+                at += len(segment)
+            if end == stop or not whole:
+                at = end
+        at = stop

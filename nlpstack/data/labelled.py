@@ -105,14 +105,19 @@ def _fields(where: str, found: Sequence[str], labelled: bool) -> tuple[tuple[str
     return inputs, name
 
 
-def table_rows(path: Path, note: Note, *, labelled: bool = False) -> Iterator[Row]:
-    """The rows of a .tsv, .csv or .jsonl file one by one; a table's header must have the fields of a text."""
-    if corpus_suffix(path, [".jsonl"]):
-        yield from ((f"{path}:{number}", row) for number, row in json_rows(path, note))
+def table_rows(path: Path, note: Note, *, labelled: bool = False, lines: str = "") -> Iterator[Row]:
+    """The rows of a .tsv, .csv or .jsonl file one by one; a table's header must have the fields of a text.
+
+    With `lines` any file but a .jsonl is plain text, whose lines are the field of that name.
+    """
+    if lines or corpus_suffix(path, [".jsonl"]):
+        plain = ((number, {lines: line}) for number, line in enumerate(text_lines(path, note), 1))
+        numbered = json_rows(path, note) if corpus_suffix(path, [".jsonl"]) else plain
+        yield from ((f"{path}:{number}", row) for number, row in numbered)
         return
-    lines = (line + "\n" for line in text_lines(path, note))
+    text = (line + "\n" for line in text_lines(path, note))
     is_tsv = corpus_suffix(path, [".tsv"])
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(lines, strict=True)
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(text, strict=True)
     header: list[str] = []
     next_line = 1
     try:
@@ -305,10 +310,7 @@ def _kind(example: Example) -> str:
 
 
 def load_labelled(paths: Sequence[str], task: str, *, val_share: float, seed: int, note: Note) -> Splits:
-    """The splits of a data set: train and val, and test where there is one. Says what was cut and what is double.
-
-    Without a validation split, `val_share` of the training examples is drawn for it, evenly over their labels.
-    """
+    """The splits of a data set: train, val (drawn if it has none), and test if it has one; says what is double."""
     splits = read_labelled(find_splits(paths, task), task, note)
     splits = {name.replace("all", "train"): examples for name, examples in splits.items()}
     if "val" not in splits:

@@ -133,14 +133,12 @@ class SentencePairs:
     def report(self) -> list[str]:
         """Lines for the log: how many pairs there are, and of what they are made."""
         lengths = (self.ends - self.starts)[self.used]
-        lines = [
-            f"next-sentence pairs: {len(self):,} an epoch, from {len(self.first):,} documents; "
-            f"{self.n_left_out:,} documents of fewer than two sentences are left out",
-            f"sentences: {len(lengths):,}, of {lengths.mean():.1f} tokens on average and at most {lengths.max():,}",
-        ]
-        if n_long := int((lengths > self.max_tokens).sum()):
-            lines.append(f"{n_long:,} sentences are longer than {self.max_tokens} tokens and will be cut")
-        return lines
+        left_out = f"{self.n_left_out:,} documents of fewer than two sentences are left out"
+        pairs = f"next-sentence pairs: {len(self):,} an epoch, from {len(self.first):,} documents; {left_out}"
+        most = f"of {lengths.mean():.1f} tokens on average and at most {lengths.max():,}"
+        n_long = int((lengths > self.max_tokens).sum())
+        cut = [f"{n_long:,} sentences are longer than {self.max_tokens} tokens and will be cut"] if n_long else []
+        return [pairs, f"sentences: {len(lengths):,}, {most}", *cut]
 
 
 def truncate(first: Stretch, second: Stretch, target: int, rng: np.random.Generator) -> tuple[Stretch, Stretch]:
@@ -153,8 +151,6 @@ def truncate(first: Stretch, second: Stretch, target: int, rng: np.random.Genera
     sizes = first[1] - first[0], second[1] - second[0]
     n_first = min(sizes[0], max(target - sizes[1], (target + 1) // 2))
     kept = n_first, min(sizes[1], target - n_first)
-    cut = []
-    for (start, stop), size, left in zip((first, second), sizes, kept, strict=True):
-        front = int(rng.binomial(size - left, 0.5))
-        cut.append((start + front, stop - (size - left - front)))
-    return cut[0], cut[1]
+    parts = zip((first[0], second[0]), sizes, kept, strict=True)
+    begins = [start + int(rng.binomial(size - left, 0.5)) for start, size, left in parts]
+    return (begins[0], begins[0] + kept[0]), (begins[1], begins[1] + kept[1])

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -130,11 +130,8 @@ def open_packed(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterator[Piece]:
-    """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends where there are any.
-
-    `note` is told once of each kind of thing that was done to the text. Raises DataError with file, line or byte.
-    """
-    note_once = cache(note)
+    """The documents of corpus files, in order, as pieces of at most about 1 MiB, cut at line ends if there are any."""
+    note_once = cache(note)  # it is told once of each kind of thing that was done to the text
     for path in files:
         if corpus_suffix(path) == ".jsonl":
             yield from _read_jsonl(path, note_once)
@@ -185,18 +182,15 @@ def _decode(data: bytes, offset: int, path: Path, note: Note, fault: str = _BAD_
 
 def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
     """Each run of lines between lines that are empty or white space is a document, without its last line's end."""
-    held: list[str] = []  # lines of the paragraph not handed on yet
-    size = 0
-    for line in chain(_lines(blocks), [""]):
-        if line.strip():
-            if size >= PIECE_BYTES:
-                yield Piece("".join(held), last=False)
-                held, size = [], 0
-            held.append(line)
-            size += len(line)
-        elif held:
-            yield Piece("".join(held).rstrip("\r\n"), last=True)
-            held, size = [], 0
+    for is_blank, lines in groupby(_lines(blocks), key=lambda line: not line.strip()):
+        held = ""  # of the paragraph, not handed on yet
+        for line in () if is_blank else lines:
+            if len(held) >= PIECE_BYTES:
+                yield Piece(held, last=False)
+                held = ""
+            held += line
+        if held:
+            yield Piece(held.rstrip("\r\n"), last=True)
 
 
 def _lines(blocks: Iterator[str]) -> Iterator[str]:

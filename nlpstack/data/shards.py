@@ -170,14 +170,12 @@ class _Writer:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
         self.entries = list(_whole_entries(folder, spec))
-        self.n_pieces = self.n_tokens = self.n_bytes = 0  # all that are done
-        self.fresh = True  # the next piece begins a document
-        self.words = 0  # words of the document so far
-        self.in_word = False  # its text so far ends inside a word
+        start = {"pieces_done": 0, "tokens_done": 0, "bytes_done": 0, "state": (True, 0, False)}
+        done: dict[str, Any] = self.entries[-1] if self.entries else start
+        self.n_pieces, self.n_tokens, self.n_bytes = done["pieces_done"], done["tokens_done"], done["bytes_done"]
+        # Whether the next piece begins a document; words of the document so far, and whether it ends inside one.
+        self.fresh, self.words, self.in_word = done["state"]
         if self.entries:
-            done = self.entries[-1]
-            self.n_pieces, self.n_tokens, self.n_bytes = done["pieces_done"], done["tokens_done"], done["bytes_done"]
-            self.fresh, self.words, self.in_word = done["state"]
             report(f"tokenizing goes on after {self.n_tokens:,} tokens that are done")
         self._begin_shard()
 

@@ -82,10 +82,7 @@ def _correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> float:
 
 
 class LabelScores:
-    """Scores of examples with labels: one each (`single`), any number of them, or with `names` empty a number.
-
-    `update` takes what is predicted and true: label numbers, lists of C truth values, or numbers.
-    """
+    """Scores of examples with labels: one each (`single`), any number of them, or with `names` empty a number."""
 
     def __init__(self, names: Sequence[str] = (), *, single: bool = True) -> None:
         self.names, self.single = names, single
@@ -95,7 +92,7 @@ class LabelScores:
     def update(
         self, predicted: Any, gold: Any, nll: float | None = None, confidence: float | None = None, number: int = -1
     ) -> None:
-        """Count an example: the loss in nats and the probability of the predicted label, where there are any."""
+        """Count an example: label numbers, C truth values or numbers, and its loss in nats and confidence, if any."""
         if self.names and self.single:
             assert 0 <= min(predicted, gold) <= max(predicted, gold) < len(self.names)
         elif self.names:

@@ -34,20 +34,13 @@ strict_spans = partial(entity_spans, starting="B", continuing="I")  # by strict 
 
 
 def overlaps(found: Sequence[Span], true: Sequence[Span], *, typed: bool) -> int:
-    """How many spans found can be paired off with a true one that shares a word, each with one; `typed`: and its type.
-
-    Spans come in order and do not overlap among themselves, so that taking the first partner is best.
-    """
-    n = place = 0
+    """How many spans found can be paired off with a true one that shares a word, each with one; `typed`: and type."""
+    # They come in order and do not overlap among themselves, so that taking the first partner is best.
+    n, left = 0, list(true)
     for kind, first, stop in found:
-        while place < len(true) and true[place][2] <= first:
-            place += 1
-        for at in range(place, len(true)):
-            if true[at][1] >= stop:
-                break
-            if not typed or true[at][0] == kind:
-                n, place = n + 1, at + 1
-                break
+        sharing = [place for place, (_, begin, end) in enumerate(left) if begin < stop and first < end]
+        if fits := [place for place in sharing if not typed or left[place][0] == kind]:
+            n, left = n + 1, left[fits[0] + 1 :]
     return n
 
 

@@ -41,12 +41,10 @@ class Units:
 
 
 def drawn_scores(parts: Sequence[Units], *, n_resamples: int, seed: int) -> Drawn:
-    """Each score on each resample of its units, which are nan where it is not defined.
-
-    Parts with as many units share their resamples: those of two systems on the same units are pairs (Koehn 2004).
-    """
+    """Each score on each resample of its units, which are nan where it is not defined."""
     found: dict[str, tuple[int, list[np.ndarray]]] = {}
     parts = [part for part in parts if part.resampled]
+    # Parts with as many units share their resamples: those of two systems on the same units are pairs (Koehn 2004).
     for n in dict.fromkeys(len(part.rows) for part in parts):
         same = [(part, *_distinct(part.rows)) for part in parts if len(part.rows) == n]
         for draws in resamples(n, n_resamples, seed):
@@ -77,11 +75,9 @@ def make_scores(parts: list[Units], signature: str, *, n_resamples: int, seed: i
 
 
 def resamples(n: int, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Resamples (R, n) of n units, each n of their numbers drawn with replacement, in parts; a pure function.
-
-    Of a single unit there are none: it says nothing of how far others would be from it.
-    """
+    """Resamples (R, n) of n units, each n of their numbers drawn with replacement, in parts; a pure function."""
     rng, at_once = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // max(1, n))
+    # None of a single unit, which says nothing of how far others would be from it.
     for start in range(0, n_resamples if n > 1 else 0, at_once):
         yield rng.integers(n, size=(min(at_once, n_resamples - start), n))
 

@@ -13,10 +13,7 @@ MIN_DOCUMENTS = 10  # with fewer, the resampling unit is the window
 
 
 def language_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
-    """The scores of rows of (summed nll in nats, tokens, bytes, words).
-
-    Perplexity is exp of the mean loss in nats, a token or a word; bits per UTF-8 byte compare across tokenizers.
-    """
+    """The scores of rows of (summed nll in nats, tokens, UTF-8 bytes, words)."""
     nll, tokens, n_bytes, words = (counts @ rows).T
     return {
         "loss": (nll / tokens, tokens),
@@ -69,16 +66,13 @@ def masked_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
 
 
 def pseudo_formula(rows: np.ndarray, counts: np.ndarray) -> Values:
-    """Pseudo-perplexity of rows of (summed loss in nats, tokens)."""
+    """Pseudo-perplexity (Salazar et al. 2020, section 2.3) of rows of (summed loss in nats, tokens)."""
     nll, n = (counts @ rows).T
     return {"pseudo_perplexity": (np.exp(nll / n), n)}
 
 
 class MaskedLMScores:
-    """Losses and accuracies of hidden tokens and of next sentences, each over its own count, and pseudo-perplexity.
-
-    Pseudo-perplexity is exp of the mean loss of every token, hidden alone (Salazar et al. 2020, section 2.3).
-    """
+    """Losses and accuracies of hidden tokens and of next sentences, each over its own count, and pseudo-perplexity."""
 
     def __init__(self) -> None:
         self.told: dict[int, tuple[Any, Any]] = {}  # predictions of examples: none

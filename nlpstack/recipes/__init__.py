@@ -33,10 +33,7 @@ def list_recipes(stage: str | None = None) -> list[Recipe]:
 
 
 def find_recipe(name_or_path: str, stage: str | None = None) -> Path:
-    """The file of a recipe: an existing file, or a name such as `gpt` or `pretrain/gpt`.
-
-    A path ends in `.toml` or contains a slash. With `stage`, names are looked up among that stage's recipes only.
-    """
+    """The file of a recipe, given by its path (.toml, or with a slash) or its name, such as `gpt` or `pretrain/gpt`."""
     path = Path(name_or_path)
     if (path.suffix == ".toml" or path.name != name_or_path) and path.is_file():
         return path

@@ -13,11 +13,7 @@ def sample_names() -> list[str]:
 
 
 def sample(name: str) -> Path:
-    """The path that readers take for a bundled data set.
-
-    That is its data file if it has only one (README.md and LICENSE are no data), else its folder, which then holds
-    `train.*`, `val.*` and `test.*` like any data folder.
-    """
+    """The path that readers take for a bundled data set: its data file if it has only one, else its folder."""
     names = sample_names()
     if name not in names:
         hint = did_you_mean(name, names) or ";"

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from nlpstack.data.corpus import Split
+from nlpstack.data.corpus import SEGMENTER, Split, split_sentences
 from nlpstack.data.readers import Note
-from nlpstack.data.sentences import SEGMENTER, split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize, whole_spec
 from nlpstack.errors import DataError, ModelError
 from nlpstack.files import new_folder

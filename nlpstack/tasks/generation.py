@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, pad_rows
+from nlpstack.data.corpus import split_sentences
 from nlpstack.data.labelled import PromptExample
 from nlpstack.data.readers import Note
-from nlpstack.data.sentences import split_sentences
 from nlpstack.decode import Sampling, decode
 from nlpstack.errors import DataError, ModelError
 from nlpstack.metrics import Units

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlpstack.data.sentences import SEGMENTER, WINDOW, split_sentences
+from nlpstack.data.corpus import SEGMENTER, WINDOW, split_sentences
 from nlpstack.samples import sample
 
 QUICK = settings(max_examples=300, deadline=None)  # deadlines fail on a busy machine

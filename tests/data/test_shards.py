@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data import shards as module
-from nlpstack.data.corpus import load_corpus
+from nlpstack.data.corpus import load_corpus, split_sentences
 from nlpstack.data.readers import DataConfig, Piece
-from nlpstack.data.sentences import split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
 from nlpstack.samples import sample
 from nlpstack.tasks.base import DocumentLayout

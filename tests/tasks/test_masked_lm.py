@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nlpstack.data.corpus import SEGMENTER, split_sentences
 from nlpstack.data.readers import Piece
-from nlpstack.data.sentences import SEGMENTER, split_sentences
 from nlpstack.data.shards import ShardSpec, TokenShards, load_or_tokenize
 from nlpstack.errors import ConfigError, DataError, ModelError
 from nlpstack.model import BERT, TransformerConfig
