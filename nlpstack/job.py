@@ -197,8 +197,7 @@ class Job:
         if kept is not None:
             self._check_kept(kept, material.hashes)
             trainer.choices = replace(kept, steps=max(kept.steps, self.config.train.steps or 0))
-            weights = trainable_state(trainer.model)
-            checkpoint = self.folder.checkpoints.load_newest(self.say, weights)
+            checkpoint = self.folder.checkpoints.load_newest(self.say, trainable_state(trainer.model))
             if checkpoint is None:
                 trainer.log.cut(0)
                 self.say("no checkpoint yet: starts at step 0")

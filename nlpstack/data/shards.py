@@ -65,7 +65,7 @@ class TokenShards:
     def __init__(self, *folders: Path, documents: slice = slice(None)) -> None:
         """Open the shards of folders of one kind, of which these `documents` count."""
         indexes = [read_json_object(folder / INDEX, DataError) for folder in folders]
-        self.folder, self.index, self.spec = folders[0], indexes[0], ShardSpec(**indexes[0]["spec"])
+        self.folder, self.spec = folders[0], ShardSpec(**indexes[0]["spec"])
         self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
         before = accumulate((index["n_tokens"] for index in indexes), initial=0)
         parts = [
@@ -108,10 +108,11 @@ def load_or_tokenize(
     assert bool(spec.sentences) == (segment is not None)
     folder = cache / spec.key
     if (folder / INDEX).exists():
-        if _intact(folder, spec):
-            shards = TokenShards(folder)
-            report(f"tokenized before: {len(shards):,} tokens in {folder}")
-            return shards
+        with suppress(DataError):
+            if whole_spec(folder) == spec:
+                shards = TokenShards(folder)
+                report(f"tokenized before: {len(shards):,} tokens in {folder}")
+                return shards
         report(f"{folder}: damaged or of another kind; tokenizing again")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,17 +133,11 @@ def found_shards(paths: Sequence[str]) -> list[Path]:
 def whole_spec(folder: Path) -> ShardSpec:
     """What the tokens of a folder stand for; DataError if any of its files is not what was written."""
     with suppress(KeyError, TypeError):
-        spec = ShardSpec(**read_json_object(folder / INDEX, DataError)["spec"])
-        if _intact(folder, spec):
+        index = read_json_object(folder / INDEX, DataError)
+        spec = ShardSpec(**index["spec"])
+        if all(_whole(folder, entry, spec) for entry in index["shards"]):
             return spec
     raise DataError(f"{folder}: altered since it was tokenized; tokenize again (nlpstack data tokenize)")
-
-
-def _intact(folder: Path, spec: ShardSpec) -> bool:
-    with suppress(DataError, KeyError, TypeError):
-        index = read_json_object(folder / INDEX, DataError)
-        return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry, spec) for entry in index["shards"])
-    return False
 
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:

@@ -129,8 +129,7 @@ def _read(place: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {}
     for name, about in reader.read_metadata().state_dict_metadata.items():
         one = like(name, about.size)
-        empty = torch.empty(about.size, dtype=about.properties.dtype)
-        tensors[name] = empty if one is None else torch.empty_like(one)
+        tensors[name] = torch.empty(about.size, dtype=about.properties.dtype) if one is None else torch.empty_like(one)
     dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,20 +13,11 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from nlpstack.config import read_toml
 from nlpstack.model.transformer import Block
 
-# What each optimizer has beside the schedule, with its default. L-BFGS has neither decay nor clipping: its line search
-# needs the gradient of the very loss that it compares.
-_ADAM = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0}
-OPTIONS: Mapping[str, Mapping[str, float]] = {
-    "sgd": {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "clip": 1.0},
-    "adagrad": {"lr": 0.03, "weight_decay": 0.0, "eps": 1e-10, "clip": 1.0},
-    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "alpha": 0.99, "eps": 1e-8, "clip": 1.0},
-    "adam": _ADAM,
-    "adamw": {**_ADAM, "weight_decay": 0.1},
-    "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
-    "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
-}
+# What each optimizer has beside the schedule, with its default.
+OPTIONS: Mapping[str, Mapping[str, float]] = read_toml(Path(__file__).with_name("optim.toml"))
 _FIRST_ORDER: dict[str, type[Optimizer]] = {one.__name__.lower(): one for one in (SGD, Adagrad, RMSprop, Adam, AdamW)}
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -172,23 +172,11 @@ class RunFolder:
     @contextmanager
     def open(cls, path: Path, *, resume: bool, overwrite: bool) -> Iterator["RunFolder"]:
         """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
-        if rank():  # the first process is it
+        if not rank():  # the first of several processes is it
+            cls.check(path, resume=resume, overwrite=overwrite)
+        with nullcontext() if rank() else _locked(path):
             gathered(None)
             yield cls(path, read_record(path) if resume else None)
-            return
-        cls.check(path, resume=resume, overwrite=overwrite)
-        folder, is_new = cls(path), not path.exists()
-        with _take_lock(path):
-            try:
-                if resume:
-                    folder.record = read_record(path)
-                gathered(None)
-                yield folder
-            finally:
-                if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left
-                    (path / ".lock").unlink()
-                    if is_new:
-                        path.rmdir()
 
     @staticmethod
     def check(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -249,7 +237,9 @@ class RunFolder:
             raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
 
 
-def _take_lock(path: Path) -> IO[str]:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
@@ -263,7 +253,14 @@ def _take_lock(path: Path) -> IO[str]:
         lock.close()
         raise ConfigError(f"{path}: another process is writing this run; wait for it or give another --out") from error
     remove_leftovers(path)
-    return lock
+    with lock:
+        try:
+            yield
+        finally:
+            if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left
+                (path / ".lock").unlink()
+                if is_new:
+                    path.rmdir()
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

@@ -59,12 +59,8 @@ class Choices:
 
     def unkept(self) -> list[str]:
         """What this machine cannot keep of choices made elsewhere, as `name: then, now`."""
-        now: dict[str, Any] = {
-            "processor": processor_name(self.device),
-            "torch": torch.__version__,
-            "nlpstack": __version__,
-        }
-        now["world"] = world_size()
+        now: dict[str, Any] = {"processor": processor_name(self.device), "torch": torch.__version__}
+        now |= {"nlpstack": __version__, "world": world_size()}
         if self.compile and not can_compile(self.device):
             now["compile"] = "no compiler"
         then = asdict(self)

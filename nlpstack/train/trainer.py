@@ -203,9 +203,8 @@ class Trainer:
                     self._log_step(report)
                 improved = (last or _due(report.step, self.config.val_every)) and self._validate()
                 early = self._stops_early()
-                due = _due(report.step, self.config.checkpoint_every)
                 stopping = bool(runtime.summed([int(self.stop.signum is not None)]))
-                if last or early or due or improved or stopping:
+                if last or early or improved or stopping or _due(report.step, self.config.checkpoint_every):
                     self.save()
                 if early and not last:
                     self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
@@ -237,9 +236,8 @@ class Trainer:
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
         record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
         record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
-        record["utilisation"] = round(utilisation, 4)
-        record |= {"memory_bytes": memory, "seconds": round(self.state.seconds, 3)}
-        self.log.write(record)
+        record |= {"utilisation": round(utilisation, 4), "memory_bytes": memory}
+        self.log.write({**record, "seconds": round(self.state.seconds, 3)})
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
