@@ -67,10 +67,8 @@ class TokenShards:
         indexes = [read_json_object(folder / INDEX, DataError) for folder in folders]
         self.folder, self.spec = folders[0], ShardSpec(**indexes[0]["spec"])
         self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
-        before = accumulate((index["n_tokens"] for index in indexes), initial=0)
-        parts = [
-            (f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, before, strict=False) for e in i["shards"]
-        ]
+        first = accumulate((index["n_tokens"] for index in indexes), initial=0)
+        parts = [(f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, first, strict=False) for e in i["shards"]]
         self._arrays = [np.load(f"{name}.npy", mmap_mode="r") for name, _ in parts]
         self._starts = list(accumulate(map(len, self._arrays), initial=0))
         table = np.concatenate([np.add(np.load(f"{name}.docs.npy"), (n, 0)) for name, n in parts])
@@ -122,9 +120,8 @@ def load_or_tokenize(
 
 def found_shards(paths: Sequence[str]) -> list[Path]:
     """The folders of token shards among paths, or in them; DataError where some of the paths hold none and some do."""
-    found = {
-        path: [one for one in (Path(path), *sorted(Path(path).glob("*"))) if (one / INDEX).is_file()] for path in paths
-    }
+    inside = {path: (Path(path), *sorted(Path(path).glob("*"))) for path in paths}
+    found = {path: [one for one in some if (one / INDEX).is_file()] for path, some in inside.items()}
     if any(found.values()) and (other := [path for path in paths if not found[path]]):
         raise DataError(f"{other[0]}: holds no tokens, and other --data does; list one kind")
     return [folder for folders in found.values() for folder in folders]

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def sentences(text: str) -> list[str]:
     return [one for line in text.splitlines() for one in split_sentences(line, "en")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
+class Prompts(NamedTuple):
     """Examples whose texts are to be written and scored."""
 
     examples: list[tuple[int, PromptExample]]  # with their numbers

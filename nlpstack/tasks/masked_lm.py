@@ -287,9 +287,8 @@ class MaskedLM(Task):
             with evaluating(model):
                 hidden = model(torch.from_numpy(row.tokens)[None].to(model.unembedding.device))
             guess = int(model.mlm_logits(hidden[0, middle + 1]).argmax())
-            before, after = self.tokenizer.decode(ids[:middle]), self.tokenizer.decode(ids[middle + 1 :])
-            shown = f"{before}{self.tokenizer.mask_token}{after}"
-            found.append({"prompt": shown, "text": self.tokenizer.decode([guess])})
+            before, text, after = map(self.tokenizer.decode, (ids[:middle], [guess], ids[middle + 1 :]))
+            found.append({"prompt": f"{before}{self.tokenizer.mask_token}{after}", "text": text})
         return found
 
 

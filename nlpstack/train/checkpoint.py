@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -52,11 +52,14 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
-        with _made_together(self.path(checkpoint.state["step"])) as folder:
+        # The first process makes the folder and, when all have written into it, puts it in its place.
+        with nullcontext() if rank() else new_folder(self.path(checkpoint.state["step"])) as made:
+            folder = gathered(made)[0]
             _write(folder / "model", checkpoint.model)
             _write(folder / "optimizer", checkpoint.optimizer)
             if not rank():
                 (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
+            gathered(None)
         for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step} if not rank() else ():
             shutil.rmtree(self.path(old))
         gathered(None)
@@ -94,14 +97,6 @@ class Checkpoints:
         if not verify_manifest(folder, CheckpointError, "an older checkpoint or --overwrite will do"):
             raise CheckpointError(f"{folder}: has no manifest, so it was never finished")
         return read_json_object(folder / "state.json", CheckpointError)
-
-
-@contextmanager
-def _made_together(target: Path) -> Iterator[Path]:
-    """A new folder that all processes write into, made and put in its place by the first."""
-    with nullcontext() if rank() else new_folder(target) as own:
-        yield gathered(own)[0]
-        gathered(None)
 
 
 def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ from nlpstack.train.parallel import Parallel, in_step, whole
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal, autocast
 
+Tick = Callable[[int], None]
 FIRST_LOSS_MARGIN = 0.5  # nats
 FP16_SKIPS = 20  # fp16 finds its loss scale by overflowing a few times
 
@@ -311,9 +312,6 @@ def flops_per_token(model: LanguageModel, *, predicted: float = 1.0, length: flo
     blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
     forward = round(2 * (blocks + scoring) + 4 * config.n_layers * config.dim * (length or config.max_seq_len))
     return {"forward": forward, "training": 3 * forward}
-
-
-Tick = Callable[[int], None]
 
 
 def measure(
