@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
@@ -19,6 +19,7 @@ from nlpstack.model.transformer import Block
 # What each optimizer has beside the schedule, with its default.
 OPTIONS: Mapping[str, Mapping[str, float]] = read_toml(Path(__file__).with_name("optim.toml"))
 _FIRST_ORDER: dict[str, type[Optimizer]] = {one.__name__.lower(): one for one in (SGD, Adagrad, RMSprop, Adam, AdamW)}
+_Share = Annotated[float, Field(ge=0, lt=1)]
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 
@@ -29,12 +30,12 @@ class OptimConfig:
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"  # the optimizer
     lr: NonNegativeFloat | None = None  # the highest of the schedule; of lbfgs: the first length a line search tries
     weight_decay: NonNegativeFloat | None = None  # of matrices; biases and norms are not decayed
-    momentum: float | None = None  # sgd, rmsprop, muon
+    momentum: _Share | None = None  # sgd, rmsprop, muon
     nesterov: bool | None = None  # sgd, muon: the gradient is taken where momentum leads
-    beta1: float | None = None  # adam, adamw, and what muon leaves to adamw
-    beta2: float | None = None  # the same: how slowly the mean squared gradient forgets
-    alpha: float | None = None  # rmsprop: how much of the mean square is kept at a step
-    eps: float | None = None  # added to the divisor
+    beta1: _Share | None = None  # adam, adamw, and what muon leaves to adamw
+    beta2: _Share | None = None  # the same: how slowly the mean squared gradient forgets
+    alpha: _Share | None = None  # rmsprop: how much of the mean square is kept at a step
+    eps: PositiveFloat | None = None  # added to the divisor
     history: int | None = None  # lbfgs: pairs of vectors that are kept
     max_iter: int | None = None  # lbfgs: iterations a step at most
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # of the learning rate, after the warm-up
@@ -65,11 +66,6 @@ class OptimConfig:
         for option, default in {"weight_decay": 0.0, "clip": 0.0, **OPTIONS[self.name]}.items():
             if getattr(self, option) is None:
                 object.__setattr__(self, option, default)
-        for name in ("beta1", "beta2", "momentum", "alpha"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if self.eps is not None and self.eps <= 0:
-            raise ValueError(f"eps={self.eps} must be above 0")
         if not 0 < self.layer_decay <= 1 or (self.layer_decay < 1 and self.full_batch):
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1; lbfgs has one lr")
         if self.nesterov and not self.momentum:

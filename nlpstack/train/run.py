@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, get_type_hints
+from typing import IO, Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import dataclasses as pydantic_dataclasses
 
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
@@ -39,11 +39,11 @@ LENGTHS = ("train.steps", "train.epochs", "train.minutes")
 class TrainConfig:
     """How long, in what batches, on what machine, and how often to look."""
 
-    steps: int | None = None  # give one of steps, epochs and minutes
-    epochs: float | None = None  # passes over the training data; need not be whole
-    minutes: float | None = None  # turned into steps once, before the first
-    batch_size: int | None = None  # sequences an optimizer step; or batch_tokens
-    batch_tokens: int | None = None  # tokens an optimizer step, rounded down to whole sequences
+    steps: PositiveInt | None = None  # give one of steps, epochs and minutes
+    epochs: PositiveFloat | None = None  # passes over the training data; need not be whole
+    minutes: PositiveFloat | None = None  # turned into steps once, before the first
+    batch_size: PositiveInt | None = None  # sequences an optimizer step; or batch_tokens
+    batch_tokens: PositiveInt | None = None  # tokens an optimizer step, rounded down to whole sequences
     micro_batch: NonNegativeInt = 0  # sequences at a time, gradients added up; 0: the whole batch
     log_every: PositiveInt = 50  # steps
     val_every: NonNegativeInt = 500  # steps; 0: at the end only
@@ -52,7 +52,7 @@ class TrainConfig:
     compile: bool | Literal["auto"] = "auto"  # auto: where the run is long enough to repay it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     threads: NonNegativeInt = 0  # 0: as many as torch finds cores
-    seed: NonNegativeInt = 1  # of weights, order and dropout
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
     freeze: list[str] = field(default_factory=list)  # weights whose names begin so do not train
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: each has the whole model, or a share of its weights
@@ -70,10 +70,6 @@ class TrainConfig:
             if len(given) != 1:
                 what = " and ".join(given) + " exclude each other" if given else "none is given"
                 raise ValueError(f"give one of {', '.join(group)}: {what}")
-            if getattr(self, given[0]) <= 0:
-                raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
-        if self.seed >= 1 << 63:
-            raise ValueError(f"seed={self.seed} must be below 2^63")
 
     def sequences(self, max_seq_len: int) -> int:
         """Sequences an optimizer step."""
