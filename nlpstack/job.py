@@ -163,7 +163,8 @@ class Job:
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config
-        choices = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
+        own = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
+        choices: Choices = runtime.gathered(own)[0]  # of several processes, should their machines differ, the first's
         material.task.loss_chunk = choices.loss_chunk
         model = material.model
         model.transformer.train_attention = choices.attention

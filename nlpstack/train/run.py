@@ -330,8 +330,8 @@ class MetricsLog:
             return file.tell()
 
     def cut(self, n_bytes: int) -> None:
-        """Forget what was written after the checkpoint that a run goes on from."""
-        if self.path.exists() and self.path.stat().st_size > n_bytes:
+        """Forget what was written after the checkpoint that a run goes on from; of several processes the first does."""
+        if not rank() and self.path.exists() and self.path.stat().st_size > n_bytes:
             os.truncate(self.path, n_bytes)
 
 

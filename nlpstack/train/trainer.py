@@ -246,7 +246,8 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Score the validation split; whether it is the best so far."""
-        found = self.parallel.look(lambda _: self.validate())
+        # Of several processes the first one's, so that the last digits of a GPU cannot make them go different ways.
+        found = runtime.gathered(self.parallel.look(lambda _: self.validate()))[0]
         self.state.val = found["val"]
         if not runtime.rank():
             self.log.write({"step": self.state.step, **found})
