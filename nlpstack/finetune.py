@@ -52,11 +52,9 @@ def finetune(
     if not own or task not in (None, own):
         raise ConfigError(f"--task {task}: the recipe '{run.name}' is of the task {own or 'pretraining'} (task.name)")
     path = Path(out) if out is not None else RUNS / run.name
-    place = options.model  # the one given, that of the run to resume, or the newest of the right kind
-    if place is None:
-        record = read_record(path) if resume else {}
-        place = record.get("start", {}).get("model") or newest_pretrained(RUNS, causal=own == "generation")
-    place = Path(place)
+    kept = read_record(path).get("start", {}).get("model") if resume else None  # by the run that goes on
+    given = options.model if options.model is not None else kept
+    place = Path(newest_pretrained(RUNS, causal=own == "generation") if given is None else given)
     reporter.say(f"starts from {place}")
     start, run = begin_with(place, run)
     prepare = partial(_prepare, run, start, place)

@@ -163,7 +163,8 @@ class Job:
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config
-        choices = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
+        own = kept or make_choices(config, material.model, material.order, seq_len=material.seq_len, note=self.say)
+        choices: Choices = runtime.gathered(own)[0]  # of several processes, should their machines differ, the first's
         material.task.loss_chunk = choices.loss_chunk
         model = material.model
         model.transformer.train_attention = choices.attention
@@ -197,8 +198,7 @@ class Job:
         if kept is not None:
             self._check_kept(kept, material.hashes)
             trainer.choices = replace(kept, steps=max(kept.steps, self.config.train.steps or 0))
-            weights = trainable_state(trainer.model)
-            checkpoint = self.folder.checkpoints.load_newest(self.say, weights)
+            checkpoint = self.folder.checkpoints.load_newest(self.say, trainable_state(trainer.model))
             if checkpoint is None:
                 trainer.log.cut(0)
                 self.say("no checkpoint yet: starts at step 0")

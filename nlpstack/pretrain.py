@@ -49,9 +49,7 @@ def pretrain(
     recipe_arch = "gpt" if run.config.model.causal else "bert"
     if arch is not None and arch != recipe_arch:
         raise ConfigError(f"--arch {arch}: the recipe '{run.name}' is of arch {recipe_arch} (model.causal)")
-    start = None
-    if options.model is not None:
-        start, run = begin_with(options.model, run)
+    start, run = begin_with(options.model, run) if options.model is not None else (None, run)
     path = Path(out) if out is not None else Path("runs") / run.name
     prepare = partial(_prepare, run, start, options)
     return run_job(run, options, path, prepare, reporter, resume=resume, overwrite=overwrite)

@@ -38,9 +38,8 @@ def frame(model: LanguageModel, name: str, *, truncate: bool = False) -> Frame:
 
 def finished_runs(folder: Path, task: str = "") -> list[Path]:
     """Run folders with a model and the figures of their end, in order of their names; with a `task` only its own."""
-    paths = sorted(path.parent for path in folder.glob("*/results.json"))
-    ended = [path for path in paths if "run" in read_results(path) and standing(path / "model").exists()]
-    return [path for path in ended if not task or _task_of(path) == task]
+    ended = (path.parent for path in sorted(folder.glob("*/results.json")) if "run" in read_results(path.parent))
+    return [path for path in ended if standing(path / "model").exists() and (not task or _task_of(path) == task)]
 
 
 def _task_of(run: Path) -> str:

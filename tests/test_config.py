@@ -177,7 +177,7 @@ def test_a_value_of_two_types_is_refused_with_both(recipe: Path) -> None:
 
 def test_an_impossible_pair_names_the_section_and_who_set_it(recipe: Path) -> None:
     refused(recipe, "--set: [model]", "dim=10", "n_heads=4", overrides=("model.dim=10",))
-    refused(recipe, "[train]", "batch_size=0 must be above 0", overrides=("train.batch_size=0",))
+    refused(recipe, "--set: train.batch_size=0", "greater than 0", overrides=("train.batch_size=0",))
 
 
 # -- keys that exclude each other ------------------------------------------------------------------------------------

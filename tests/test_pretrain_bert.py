@@ -179,9 +179,9 @@ def test_a_corpus_without_document_borders_is_refused_with_the_cure(data: Path, 
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"task__mask_share": 0}, "[task] mask_share=0.0 must be above 0 and below 1"),
-        ({"task__mask_share": 1.0}, "[task] mask_share=1.0 must be above 0 and below 1"),
-        ({"task__mask_share": -0.1}, "[task] mask_share=-0.1 must be above 0 and below 1"),
+        ({"task__mask_share": 0}, "task.mask_share=0: input should be greater than 0"),
+        ({"task__mask_share": 1.0}, "task.mask_share=1.0: input should be less than 1"),
+        ({"task__mask_share": -0.1}, "task.mask_share=-0.1: input should be greater than 0"),
         ({"model__max_seq_len": 4}, "model.max_seq_len=4: too short for a row with its marks; at least 5"),
         ({"task__nsp": "false", "model__max_seq_len": 2}, "model.max_seq_len=2: too short"),
         ({"model__n_segments": 1}, "model.n_segments=1: pairs of texts need 2, or task.nsp=false"),

@@ -145,18 +145,14 @@ class Bucketed:
 Order = Shuffled | Bucketed  # which examples each step trains on, at most `batch_size` of its `n_examples`
 
 
+@dataclass
 class Loader:
-    """The batches of step after step, made one step ahead; `share`: which process, of how many."""
+    """The batches of step after step, made one step ahead."""
 
-    def __init__(
-        self,
-        order: Order,
-        collate: Callable[[list[Example]], Batch],
-        *,
-        micro_batch: int,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.order, self.collate, self.micro_batch, self.share = order, collate, micro_batch, share
+    order: Order
+    collate: Callable[[list[Example]], Batch]
+    micro_batch: int = field(kw_only=True)
+    share: tuple[int, int] = field(default=(0, 1), kw_only=True)  # which process, of how many
 
     def micro_batches(self, step: int, *, pin: bool = False) -> list[Batch]:
         """This process's batches of one step, as many as all others have, in page-locked memory with `pin`."""

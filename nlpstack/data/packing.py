@@ -74,11 +74,10 @@ class SentencePairs:
         first = np.concatenate(([0], last[:-1])).astype(np.int64)
         usable = last - first >= 2
         if usable.sum() < 2:
-            raise DataError(
-                "next-sentence pairs need at least two documents of two sentences or more; "
-                f"this text has {int(usable.sum())}, of {len(usable):,} in all; make each paragraph a document with "
-                "--documents paragraphs, or leave the task out with --set task.nsp=false"
-            )
+            fault = "next-sentence pairs need at least two documents of two sentences or more; this text has"
+            cure = "make each paragraph a document with --documents paragraphs, or leave the task out with"
+            there = f"{int(usable.sum())}, of {len(usable):,} in all"
+            raise DataError(f"{fault} {there}; {cure} --set task.nsp=false")
         self.n_left_out = int((~usable).sum())
         self.used = np.repeat(usable, last - first)  # (sentences,): whether its document has two
         self.first, self.last = first[usable], last[usable]  # (used documents,): its sentences are first to last - 1
@@ -103,8 +102,7 @@ class SentencePairs:
     def pair(self, epoch: int, index: int) -> Pair:
         """Pair `index` of an epoch: at most `max_tokens` tokens in all."""
         rng = np.random.default_rng((self.seed, epoch, index, _SALT))
-        is_short = rng.random() < SHORT_SHARE
-        target = int(rng.integers(2, self.max_tokens, endpoint=True)) if is_short else self.max_tokens
+        target = int(rng.integers(2, self.max_tokens, endpoint=True)) if rng.random() < SHORT_SHARE else self.max_tokens
         begin, last = int(self.chunk_first[index]), int(self.chunk_last[index])
         last = self._reach(begin, last, target, at_least=2)
         middle = int(rng.integers(begin + 1, last))

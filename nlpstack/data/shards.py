@@ -65,12 +65,10 @@ class TokenShards:
     def __init__(self, *folders: Path, documents: slice = slice(None)) -> None:
         """Open the shards of folders of one kind, of which these `documents` count."""
         indexes = [read_json_object(folder / INDEX, DataError) for folder in folders]
-        self.folder, self.index, self.spec = folders[0], indexes[0], ShardSpec(**indexes[0]["spec"])
+        self.folder, self.spec = folders[0], ShardSpec(**indexes[0]["spec"])
         self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
-        before = accumulate((index["n_tokens"] for index in indexes), initial=0)
-        parts = [
-            (f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, before, strict=False) for e in i["shards"]
-        ]
+        first = accumulate((index["n_tokens"] for index in indexes), initial=0)
+        parts = [(f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, first, strict=False) for e in i["shards"]]
         self._arrays = [np.load(f"{name}.npy", mmap_mode="r") for name, _ in parts]
         self._starts = list(accumulate(map(len, self._arrays), initial=0))
         table = np.concatenate([np.add(np.load(f"{name}.docs.npy"), (n, 0)) for name, n in parts])
@@ -108,10 +106,11 @@ def load_or_tokenize(
     assert bool(spec.sentences) == (segment is not None)
     folder = cache / spec.key
     if (folder / INDEX).exists():
-        if _intact(folder, spec):
-            shards = TokenShards(folder)
-            report(f"tokenized before: {len(shards):,} tokens in {folder}")
-            return shards
+        with suppress(DataError):
+            if whole_spec(folder) == spec:
+                shards = TokenShards(folder)
+                report(f"tokenized before: {len(shards):,} tokens in {folder}")
+                return shards
         report(f"{folder}: damaged or of another kind; tokenizing again")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +120,8 @@ def load_or_tokenize(
 
 def found_shards(paths: Sequence[str]) -> list[Path]:
     """The folders of token shards among paths, or in them; DataError where some of the paths hold none and some do."""
-    found = {
-        path: [one for one in (Path(path), *sorted(Path(path).glob("*"))) if (one / INDEX).is_file()] for path in paths
-    }
+    inside = {path: (Path(path), *sorted(Path(path).glob("*"))) for path in paths}
+    found = {path: [one for one in some if (one / INDEX).is_file()] for path, some in inside.items()}
     if any(found.values()) and (other := [path for path in paths if not found[path]]):
         raise DataError(f"{other[0]}: holds no tokens, and other --data does; list one kind")
     return [folder for folders in found.values() for folder in folders]
@@ -132,17 +130,11 @@ def found_shards(paths: Sequence[str]) -> list[Path]:
 def whole_spec(folder: Path) -> ShardSpec:
     """What the tokens of a folder stand for; DataError if any of its files is not what was written."""
     with suppress(KeyError, TypeError):
-        spec = ShardSpec(**read_json_object(folder / INDEX, DataError)["spec"])
-        if _intact(folder, spec):
+        index = read_json_object(folder / INDEX, DataError)
+        spec = ShardSpec(**index["spec"])
+        if all(_whole(folder, entry, spec) for entry in index["shards"]):
             return spec
     raise DataError(f"{folder}: altered since it was tokenized; tokenize again (nlpstack data tokenize)")
-
-
-def _intact(folder: Path, spec: ShardSpec) -> bool:
-    with suppress(DataError, KeyError, TypeError):
-        index = read_json_object(folder / INDEX, DataError)
-        return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry, spec) for entry in index["shards"])
-    return False
 
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:

@@ -21,7 +21,7 @@ class TaskConfig:
 
     name: Literal["", "classification", "ner", "generation"] = ""  # what for; empty: pretraining
     nsp: bool = True  # also tell whether the second of two texts follows the first; false: one text a row, packed
-    mask_share: float = 0.15  # of the tokens, that are hidden and to be guessed
+    mask_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of the tokens, that are hidden and to be guessed
     whole_words: bool = False  # hide all tokens of a word or none
     truncate: bool = False  # fine-tuning: cut inputs that are longer than the context, and say how many
     ignore_unknown: bool = False  # leave out examples with a label that training never saw, and say how many
@@ -31,10 +31,6 @@ class TaskConfig:
     # classification, ner: share of a label that goes to all of them
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     constrained: bool = True  # ner: only tags that may follow each other, by Viterbi's algorithm
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_share < 1:
-            raise ValueError(f"mask_share={self.mask_share} must be above 0 and below 1")
 
 
 class DocumentLayout(NamedTuple):

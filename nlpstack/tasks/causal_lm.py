@@ -59,11 +59,10 @@ def batch_windows(parts: Iterator[Window], window: int, batch_tokens: int) -> It
     while group := list(islice(parts, _GROUPS * max(1, batch_tokens // window))):
         for places in by_length([len(part.tokens) - 1 for part in group], batch_tokens):
             like = [group[place] for place in places]
-            tokens = pad_rows([part.tokens[:-1] for part in like], 0)
             labels = pad_rows([part.tokens[1:] for part in like], IGNORE_INDEX)
             for row, part in zip(labels, like, strict=True):
                 row[: len(part.tokens) - 1 - part.n_scored] = IGNORE_INDEX
-            yield Batch(tokens=tokens, labels={"lm": labels}, about=like)
+            yield Batch(tokens=pad_rows([part.tokens[:-1] for part in like], 0), labels={"lm": labels}, about=like)
 
 
 class CausalLM(Task):

@@ -46,14 +46,9 @@ def tokenize_split(
 
 
 def _spec(key: str, tokenizer: Tokenizer, layout: DocumentLayout) -> ShardSpec:
-    return ShardSpec(
-        split_key=key,
-        tokenizer_hash=tokenizer.hash,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=layout.bos_id,
-        eos_id=layout.eos_id,
-        sentences=f"{SEGMENTER}-{layout.language}" if layout.language else "",
-    )
+    sentences = f"{SEGMENTER}-{layout.language}" if layout.language else ""
+    names = {"split_key": key, "tokenizer_hash": tokenizer.hash, "sentences": sentences}
+    return ShardSpec(**names, vocab_size=tokenizer.vocab_size, bos_id=layout.bos_id, eos_id=layout.eos_id)
 
 
 def tokenized_before(

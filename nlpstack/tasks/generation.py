@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ def sentences(text: str) -> list[str]:
     return [one for line in text.splitlines() for one in split_sentences(line, "en")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
+class Prompts(NamedTuple):
     """Examples whose texts are to be written and scored."""
 
     examples: list[tuple[int, PromptExample]]  # with their numbers
@@ -59,8 +58,7 @@ class GenerationScores:
         """What was counted: completions, and texts."""
         parts = self.completions.parts()
         for part in self.texts.parts() if self.told else []:
-            readings = {name: self._reading + text for name, text in part.readings.items()}
-            parts.append(replace(part, readings=readings))
+            parts.append(replace(part, readings={name: self._reading + text for name, text in part.readings.items()}))
         return parts
 
 
@@ -105,8 +103,7 @@ class Generation(Task):
     def _tokens(self, examples: Sequence[PromptExample]) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Each example's tokens (T,), which of them count, bool (T,), and how many before those may be left out."""
         talks = [one for one in examples if self._is_talk(one)]
-        places = [one.where for one in talks]
-        told = iter(self.chat.rows([one.messages for one in talks], places) if talks else ())
+        told = iter(self.chat.rows([one.messages for one in talks], [one.where for one in talks]) if talks else ())
         plain = [one for one in examples if not self._is_talk(one)]
         texts = [[one.prompt + SEPARATOR for one in plain], [_answers(one)[-1] for one in plain]]
         pairs = zip(*(self.tokenizer.encode_batch(one, threads=torch.get_num_threads()) for one in texts), strict=True)
@@ -177,11 +174,10 @@ class Generation(Task):
         talks = [one for one in examples if self._is_talk(one)]
         places = [one.where for one in talks]
         begun = iter(self.chat.prompts([_before_last(one.messages) for one in talks], places) if talks else ())
+        cls, encode = self.frame.cls, self.tokenizer.encode
         rows = [
             # The very tokens that training puts before a completion.
-            (one.prompt, [*self.frame.cls, *self.tokenizer.encode(one.prompt + SEPARATOR)])
-            if not self._is_talk(one)
-            else (one.prompt, next(begun))
+            (one.prompt, next(begun) if self._is_talk(one) else [*cls, *encode(one.prompt + SEPARATOR)])
             for one in examples
         ]
         texts, _ = decode(model, self.tokenizer, rows, sampling)

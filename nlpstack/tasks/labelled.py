@@ -126,9 +126,8 @@ class Frame:
         self.cut = Cut(texts=self.cut.texts + 1, tokens=self.cut.tokens + over)
         room = len(first) + len(second) - over
         shorter = min(len(first), len(second), room // 2)
-        if len(first) <= len(second):
-            return first[:shorter], second[: room - shorter]
-        return first[: room - shorter], second[:shorter]
+        n_first = shorter if len(first) <= len(second) else room - shorter
+        return first[:n_first], second[: room - n_first]
 
     def note_cuts(self, what: str, note: Note) -> None:
         """Say how many texts were cut."""

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nlpstack.data.batch import IGNORE_INDEX, Batch, Example, pad_batch, pad_rows
-from nlpstack.data.masking import Masked, RowFormat, describe_masking, mask_tokens
-from nlpstack.data.packing import PackedBlocks, SentencePairs
+from nlpstack.data.packing import PackedBlocks, Pair, SentencePairs
 from nlpstack.data.shards import TokenShards
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, ModelError
@@ -23,9 +22,55 @@ from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, Task, TaskConfig
 from nlpstack.tokenizer import Tokenizer
 
+MASKED, RANDOM, KEPT = range(3)  # what a chosen token becomes: the mask, a random token, itself
+_SHARES = (0.8, 0.1, 0.1)  # Devlin et al. 2019, 3.1, A.1
 ALONE = "alone"  # what a batch is about whose tokens are hidden one by one
 _MASK_SALT = 3  # sets the draws of masks apart from those of order and pairs
 _SHOWN_TOKENS = 24  # of the text around a guess that is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormat:
+    """How rows are made: the tokenizer's marks, and how much is hidden."""
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    random_ids: np.ndarray  # what a hidden token may be replaced by
+    word_ids: Callable[[np.ndarray], np.ndarray]  # tokens (T,) -> each one's word (T,), -1 at special ones
+    share: float
+    whole_words: bool
+    length: int  # of a row, its special tokens included
+
+
+class Masked(NamedTuple):
+    """A row with some of its tokens hidden."""
+
+    tokens: np.ndarray  # (T,) int64: what the model sees
+    places: np.ndarray  # (n,) int64, ascending: where it has to guess
+    labels: np.ndarray  # (n,) int64: the tokens that stood there
+    kinds: np.ndarray  # (n,) uint8: MASKED, RANDOM or KEPT, as drawn; a random token may be the one that stood there
+
+
+def mask_tokens(tokens: np.ndarray, form: RowFormat, rng: np.random.Generator) -> Masked:
+    """Choose each token, or each word with all its tokens, with probability `share`, and hide what is chosen.
+
+    `tokens` (T,) int64 is not altered; special ones, which are in no word, are never chosen. How much is drawn from
+    `rng` depends on shape and words alone.
+    """
+    words = form.word_ids(tokens)
+    n_units = int(words.max(initial=-1)) + 1 if form.whole_words else len(tokens)
+    unit = words if form.whole_words else np.where(words >= 0, np.arange(len(tokens)), -1)
+    chosen = np.append(rng.random(n_units) < form.share, False)  # the last one is of special tokens, whose unit is -1
+    places = np.flatnonzero(chosen[unit])
+    kinds = np.searchsorted(np.cumsum(_SHARES[:-1]), rng.random(len(tokens)), side="right").astype(np.uint8)
+    # Scaled floats: rng.integers draws again where it would be uneven, so that how much it draws is left to chance.
+    drawn = form.random_ids[(rng.random(len(tokens)) * len(form.random_ids)).astype(np.int64)]
+    labels, kinds = tokens[places], kinds[places]
+    seen = tokens.copy()
+    seen[places] = np.select([kinds == MASKED, kinds == RANDOM], [form.mask_id, drawn[places]], labels)
+    return Masked(seen, places, labels, kinds)
 
 
 class Row(NamedTuple):
@@ -40,11 +85,15 @@ class Row(NamedTuple):
 class MaskedRows:
     """Rows with tokens hidden anew in each epoch, a pure function of (seed, epoch, index)."""
 
-    row: Callable[[int, int], Row]  # of (epoch, index), with no token hidden yet
+    text: Callable[[int, int], np.ndarray | Pair]  # of (epoch, index)
     n_rows: int  # an epoch
     about: list[str]  # lines for the log
     form: RowFormat
     seed: int
+
+    def row(self, epoch: int, index: int) -> Row:
+        """A row with no token hidden yet."""
+        return marked(self.text(epoch, index), self.form)
 
     def masked(self, epoch: int, index: int) -> tuple[Row, Masked]:
         """A row, and what is hidden in it."""
@@ -70,51 +119,45 @@ class MaskedRows:
     def describe(self, n: int) -> list[str]:
         """What was done to the first `n` rows of the first epoch: tokens hidden, and how full the rows are."""
         made = [self.masked(0, index) for index in range(min(n, self.n_rows))]
-        words = ((self.form.word_ids(row.tokens), hidden) for row, hidden in made)
+        n_tokens = sum(int((self.form.word_ids(row.tokens) >= 0).sum()) for row, _ in made)  # that could be chosen
+        kinds = np.bincount(np.concatenate([hidden.kinds for _, hidden in made]), minlength=3)
+        n_chosen = int(kinds.sum())
+        masked, random, kept = (100 * kinds / max(1, n_chosen)).tolist()
+        how = ", by whole words" * self.form.whole_words
+        masking = f"masking: {100 * n_chosen / max(1, n_tokens):.1f} % of {n_tokens:,} tokens are predicted{how}"
+        seen = f"of these {masked:.1f} % are [MASK], {random:.1f} % random, {kept:.1f} % kept"
         padding = 1 - sum(len(row.tokens) for row, _ in made) / (len(made) * self.form.length)
-        masking = describe_masking(words, whole_words=self.form.whole_words)
-        return [masking, f"padding: {padding:.1%} of {len(made):,} rows"]
+        return [f"{masking}; {seen}", f"padding: {padding:.1%} of {len(made):,} rows"]
 
 
 def pair_rows(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
-    """`[CLS] first [SEP] second [SEP]`: two texts a row, of which the second follows the first or does not."""
+    """Two texts a row, of which the second follows the first or does not."""
     pairs = SentencePairs(shards, form.length - 3, seed)
-
-    def row(epoch: int, index: int) -> Row:
-        first, second, is_next = pairs.pair(epoch, index)
-        cls, sep = [form.cls_id], [form.sep_id]
-        return Row(np.concatenate((cls, first, sep, second, sep)), len(first) + 2, int(not is_next))
-
     cut = f"sentences cut by {shards.spec.sentences}; a language it does not know by English rules"
-    return MaskedRows(row, len(pairs), [cut, *pairs.report()], form, seed)
+    return MaskedRows(pairs.pair, len(pairs), [cut, *pairs.report()], form, seed)
 
 
 def packed_rows(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
     """One text a row, as long as fits, across documents (RoBERTa's FULL-SENTENCES: Liu et al. 2019, section 4.2)."""
     blocks = PackedBlocks(shards, form.length - 2, seed)
-
-    def row(epoch: int, index: int) -> Row:
-        return single_row(blocks.block(epoch, index)[:-1], form)
-
     about = f"rows: {len(blocks):,} an epoch, each of {form.length - 2} tokens between its marks"
-    return MaskedRows(row, len(blocks), [about], form, seed)
+    return MaskedRows(lambda epoch, index: blocks.block(epoch, index)[:-1], len(blocks), [about], form, seed)
 
 
 def stretches(shards: TokenShards, form: RowFormat, seed: int) -> MaskedRows:
     """The whole text in order, cut into rows of one text, the last of which may be short; the same in every epoch."""
-    size, end = form.length - 2, len(shards)
-    n_rows = math.ceil(end / size)
-
-    def row(_epoch: int, index: int) -> Row:
-        return single_row(shards.read(index * size, min((index + 1) * size, end)), form)
-
-    return MaskedRows(row, n_rows, [f"rows: {n_rows:,}, the whole text in order"], form, seed)
+    size = form.length - 2
+    n_rows = math.ceil(len(shards) / size)
+    about = f"rows: {n_rows:,}, the whole text in order"
+    return MaskedRows(lambda _, index: shards.read(index * size, (index + 1) * size), n_rows, [about], form, seed)
 
 
-def single_row(tokens: np.ndarray, form: RowFormat) -> Row:
-    """`[CLS] text [SEP]`."""
-    whole = np.concatenate(([form.cls_id], tokens, [form.sep_id]))
-    return Row(whole, len(whole), None)
+def marked(text: np.ndarray | Pair, form: RowFormat) -> Row:
+    """`[CLS] text [SEP]`, of a pair `[CLS] first [SEP] second [SEP]`."""
+    cls, sep = [form.cls_id], [form.sep_id]
+    if isinstance(text, Pair):
+        return Row(np.concatenate((cls, text.first, sep, text.second, sep)), len(text.first) + 2, int(not text.is_next))
+    return Row(np.concatenate((cls, text, sep)), len(text) + 2, None)
 
 
 def one_hidden_each(tokens: np.ndarray, start: int, stop: int, form: RowFormat) -> Batch:
@@ -239,14 +282,13 @@ class MaskedLM(Task):
         found = []
         for ids in prompts:
             middle = len(ids) // 2
-            row = single_row(np.array(ids), self.form)
+            row = marked(np.array(ids), self.form)
             row.tokens[middle + 1] = self.form.mask_id
             with evaluating(model):
                 hidden = model(torch.from_numpy(row.tokens)[None].to(model.unembedding.device))
             guess = int(model.mlm_logits(hidden[0, middle + 1]).argmax())
-            before, after = self.tokenizer.decode(ids[:middle]), self.tokenizer.decode(ids[middle + 1 :])
-            shown = f"{before}{self.tokenizer.mask_token}{after}"
-            found.append({"prompt": shown, "text": self.tokenizer.decode([guess])})
+            before, text, after = map(self.tokenizer.decode, (ids[:middle], [guess], ids[middle + 1 :]))
+            found.append({"prompt": f"{before}{self.tokenizer.mask_token}{after}", "text": text})
         return found
 
 

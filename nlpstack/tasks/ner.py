@@ -106,8 +106,7 @@ class TaggedScores(EntityScores):
         if (found := self.pending.joined(number, len(example.words), owned, values)) is not None:
             gold = example.tags or ()
             nll = -float(found[np.arange(len(gold)), [self.task.ids[tag] for tag in gold]].sum())
-            tags = [self.task.labels.names[tag] for tag in best_tags(found, self.task.allowed)]
-            self.update(tags, gold, nll, number)
+            self.update([self.task.labels.names[tag] for tag in best_tags(found, self.task.allowed)], gold, nll, number)
 
 
 class NER(Task):

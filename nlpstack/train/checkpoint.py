@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -52,11 +52,14 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
-        with _made_together(self.path(checkpoint.state["step"])) as folder:
+        # The first process makes the folder and, when all have written into it, puts it in its place.
+        with nullcontext() if rank() else new_folder(self.path(checkpoint.state["step"])) as made:
+            folder = gathered(made)[0]
             _write(folder / "model", checkpoint.model)
             _write(folder / "optimizer", checkpoint.optimizer)
             if not rank():
                 (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
+            gathered(None)
         for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step} if not rank() else ():
             shutil.rmtree(self.path(old))
         gathered(None)
@@ -96,14 +99,6 @@ class Checkpoints:
         return read_json_object(folder / "state.json", CheckpointError)
 
 
-@contextmanager
-def _made_together(target: Path) -> Iterator[Path]:
-    """A new folder that all processes write into, made and put in its place by the first."""
-    with nullcontext() if rank() else new_folder(target) as own:
-        yield gathered(own)[0]
-        gathered(None)
-
-
 def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as one file or, of those that are spread over processes, as a folder with a file of each process."""
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
@@ -129,8 +124,7 @@ def _read(place: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tensors = {}
     for name, about in reader.read_metadata().state_dict_metadata.items():
         one = like(name, about.size)
-        empty = torch.empty(about.size, dtype=about.properties.dtype)
-        tensors[name] = empty if one is None else torch.empty_like(one)
+        tensors[name] = torch.empty(about.size, dtype=about.properties.dtype) if one is None else torch.empty_like(one)
     dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
 

@@ -4,29 +4,22 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from nlpstack.config import read_toml
 from nlpstack.model.transformer import Block
 
-# What each optimizer has beside the schedule, with its default. L-BFGS has neither decay nor clipping: its line search
-# needs the gradient of the very loss that it compares.
-_ADAM = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0}
-OPTIONS: Mapping[str, Mapping[str, float]] = {
-    "sgd": {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "nesterov": False, "clip": 1.0},
-    "adagrad": {"lr": 0.03, "weight_decay": 0.0, "eps": 1e-10, "clip": 1.0},
-    "rmsprop": {"lr": 1e-3, "weight_decay": 0.0, "momentum": 0.0, "alpha": 0.99, "eps": 1e-8, "clip": 1.0},
-    "adam": _ADAM,
-    "adamw": {**_ADAM, "weight_decay": 0.1},
-    "muon": {**_ADAM, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True},
-    "lbfgs": {"lr": 1.0, "history": 10, "max_iter": 4},
-}
+# What each optimizer has beside the schedule, with its default.
+OPTIONS: Mapping[str, Mapping[str, float]] = read_toml(Path(__file__).with_name("optim.toml"))
 _FIRST_ORDER: dict[str, type[Optimizer]] = {one.__name__.lower(): one for one in (SGD, Adagrad, RMSprop, Adam, AdamW)}
+_Share = Annotated[float, Field(ge=0, lt=1)]
 _ALL_OPTIONS = sorted({option for options in OPTIONS.values() for option in options})
 
 
@@ -37,12 +30,12 @@ class OptimConfig:
     name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon", "lbfgs"] = "adamw"  # the optimizer
     lr: NonNegativeFloat | None = None  # the highest of the schedule; of lbfgs: the first length a line search tries
     weight_decay: NonNegativeFloat | None = None  # of matrices; biases and norms are not decayed
-    momentum: float | None = None  # sgd, rmsprop, muon
+    momentum: _Share | None = None  # sgd, rmsprop, muon
     nesterov: bool | None = None  # sgd, muon: the gradient is taken where momentum leads
-    beta1: float | None = None  # adam, adamw, and what muon leaves to adamw
-    beta2: float | None = None  # the same: how slowly the mean squared gradient forgets
-    alpha: float | None = None  # rmsprop: how much of the mean square is kept at a step
-    eps: float | None = None  # added to the divisor
+    beta1: _Share | None = None  # adam, adamw, and what muon leaves to adamw
+    beta2: _Share | None = None  # the same: how slowly the mean squared gradient forgets
+    alpha: _Share | None = None  # rmsprop: how much of the mean square is kept at a step
+    eps: PositiveFloat | None = None  # added to the divisor
     history: int | None = None  # lbfgs: pairs of vectors that are kept
     max_iter: int | None = None  # lbfgs: iterations a step at most
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # of the learning rate, after the warm-up
@@ -73,11 +66,6 @@ class OptimConfig:
         for option, default in {"weight_decay": 0.0, "clip": 0.0, **OPTIONS[self.name]}.items():
             if getattr(self, option) is None:
                 object.__setattr__(self, option, default)
-        for name in ("beta1", "beta2", "momentum", "alpha"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
-        if self.eps is not None and self.eps <= 0:
-            raise ValueError(f"eps={self.eps} must be above 0")
         if not 0 < self.layer_decay <= 1 or (self.layer_decay < 1 and self.full_batch):
             raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1; lbfgs has one lr")
         if self.nesterov and not self.momentum:

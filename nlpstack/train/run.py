@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, get_type_hints
+from typing import IO, Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import dataclasses as pydantic_dataclasses
 
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
@@ -39,11 +39,11 @@ LENGTHS = ("train.steps", "train.epochs", "train.minutes")
 class TrainConfig:
     """How long, in what batches, on what machine, and how often to look."""
 
-    steps: int | None = None  # give one of steps, epochs and minutes
-    epochs: float | None = None  # passes over the training data; need not be whole
-    minutes: float | None = None  # turned into steps once, before the first
-    batch_size: int | None = None  # sequences an optimizer step; or batch_tokens
-    batch_tokens: int | None = None  # tokens an optimizer step, rounded down to whole sequences
+    steps: PositiveInt | None = None  # give one of steps, epochs and minutes
+    epochs: PositiveFloat | None = None  # passes over the training data; need not be whole
+    minutes: PositiveFloat | None = None  # turned into steps once, before the first
+    batch_size: PositiveInt | None = None  # sequences an optimizer step; or batch_tokens
+    batch_tokens: PositiveInt | None = None  # tokens an optimizer step, rounded down to whole sequences
     micro_batch: NonNegativeInt = 0  # sequences at a time, gradients added up; 0: the whole batch
     log_every: PositiveInt = 50  # steps
     val_every: NonNegativeInt = 500  # steps; 0: at the end only
@@ -52,7 +52,7 @@ class TrainConfig:
     compile: bool | Literal["auto"] = "auto"  # auto: where the run is long enough to repay it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU where there is one
     threads: NonNegativeInt = 0  # 0: as many as torch finds cores
-    seed: NonNegativeInt = 1  # of weights, order and dropout
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1  # of weights, order and dropout
     deterministic: bool = False  # on a GPU: equal runs give equal bits, at some cost
     freeze: list[str] = field(default_factory=list)  # weights whose names begin so do not train
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: each has the whole model, or a share of its weights
@@ -70,10 +70,6 @@ class TrainConfig:
             if len(given) != 1:
                 what = " and ".join(given) + " exclude each other" if given else "none is given"
                 raise ValueError(f"give one of {', '.join(group)}: {what}")
-            if getattr(self, given[0]) <= 0:
-                raise ValueError(f"{given[0]}={getattr(self, given[0])} must be above 0")
-        if self.seed >= 1 << 63:
-            raise ValueError(f"seed={self.seed} must be below 2^63")
 
     def sequences(self, max_seq_len: int) -> int:
         """Sequences an optimizer step."""
@@ -172,23 +168,11 @@ class RunFolder:
     @contextmanager
     def open(cls, path: Path, *, resume: bool, overwrite: bool) -> Iterator["RunFolder"]:
         """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
-        if rank():  # the first process is it
+        if not rank():  # the first of several processes is it
+            cls.check(path, resume=resume, overwrite=overwrite)
+        with nullcontext() if rank() else _locked(path):
             gathered(None)
             yield cls(path, read_record(path) if resume else None)
-            return
-        cls.check(path, resume=resume, overwrite=overwrite)
-        folder, is_new = cls(path), not path.exists()
-        with _take_lock(path):
-            try:
-                if resume:
-                    folder.record = read_record(path)
-                gathered(None)
-                yield folder
-            finally:
-                if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left
-                    (path / ".lock").unlink()
-                    if is_new:
-                        path.rmdir()
 
     @staticmethod
     def check(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -249,7 +233,9 @@ class RunFolder:
             raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
 
 
-def _take_lock(path: Path) -> IO[str]:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = open(path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
@@ -263,7 +249,14 @@ def _take_lock(path: Path) -> IO[str]:
         lock.close()
         raise ConfigError(f"{path}: another process is writing this run; wait for it or give another --out") from error
     remove_leftovers(path)
-    return lock
+    with lock:
+        try:
+            yield
+        finally:
+            if os.listdir(path) == [".lock"]:  # the start failed, so nothing of it is left
+                (path / ".lock").unlink()
+                if is_new:
+                    path.rmdir()
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -337,8 +330,8 @@ class MetricsLog:
             return file.tell()
 
     def cut(self, n_bytes: int) -> None:
-        """Forget what was written after the checkpoint that a run goes on from."""
-        if self.path.exists() and self.path.stat().st_size > n_bytes:
+        """Forget what was written after the checkpoint that a run goes on from; of several processes the first does."""
+        if not rank() and self.path.exists() and self.path.stat().st_size > n_bytes:
             os.truncate(self.path, n_bytes)
 
 

@@ -59,12 +59,8 @@ class Choices:
 
     def unkept(self) -> list[str]:
         """What this machine cannot keep of choices made elsewhere, as `name: then, now`."""
-        now: dict[str, Any] = {
-            "processor": processor_name(self.device),
-            "torch": torch.__version__,
-            "nlpstack": __version__,
-        }
-        now["world"] = world_size()
+        now: dict[str, Any] = {"processor": processor_name(self.device), "torch": torch.__version__}
+        now |= {"nlpstack": __version__, "world": world_size()}
         if self.compile and not can_compile(self.device):
             now["compile"] = "no compiler"
         then = asdict(self)
@@ -178,8 +174,7 @@ def can_compile(device_type: str) -> bool:
 def compile_pays(device_type: str, dtype: str, *, minutes: float | None, flops: float) -> bool:
     """Whether a run of so many minutes, or else FLOPs, is long enough to repay compiling, by a fixed rule."""
     usual = _USUAL_FLOPS.get((device_type, dtype if dtype == "fp32" else "bf16"), math.inf)
-    seconds = flops / usual if minutes is None else minutes * 60
-    return seconds >= _COMPILE_FROM.get(device_type, math.inf)
+    return (flops / usual if minutes is None else minutes * 60) >= _COMPILE_FROM.get(device_type, math.inf)
 
 
 def processor_name(device_type: str) -> str:
@@ -273,12 +268,12 @@ class Stopped(BaseException):
         self.signum, self.saved = signum, saved
 
 
+@dataclass
 class StopSignal:
     """SIGINT and SIGTERM: put off to the end of the step while training, at once elsewhere."""
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._deferred = False
+    signum: int | None = None
+    _deferred: bool = False
 
     @contextmanager
     def installed(self) -> Iterator["StopSignal"]:

@@ -28,6 +28,7 @@ from nlpstack.train.parallel import Parallel, in_step, whole
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
 from nlpstack.train.runtime import Choices, Stopped, StopSignal, autocast
 
+Tick = Callable[[int], None]
 FIRST_LOSS_MARGIN = 0.5  # nats
 FP16_SKIPS = 20  # fp16 finds its loss scale by overflowing a few times
 
@@ -203,9 +204,8 @@ class Trainer:
                     self._log_step(report)
                 improved = (last or _due(report.step, self.config.val_every)) and self._validate()
                 early = self._stops_early()
-                due = _due(report.step, self.config.checkpoint_every)
                 stopping = bool(runtime.summed([int(self.stop.signum is not None)]))
-                if last or early or due or improved or stopping:
+                if last or early or improved or stopping or _due(report.step, self.config.checkpoint_every):
                     self.save()
                 if early and not last:
                     self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
@@ -237,9 +237,8 @@ class Trainer:
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
         record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
         record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
-        record["utilisation"] = round(utilisation, 4)
-        record |= {"memory_bytes": memory, "seconds": round(self.state.seconds, 3)}
-        self.log.write(record)
+        record |= {"utilisation": round(utilisation, 4), "memory_bytes": memory}
+        self.log.write({**record, "seconds": round(self.state.seconds, 3)})
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
@@ -247,7 +246,8 @@ class Trainer:
 
     def _validate(self) -> bool:
         """Score the validation split; whether it is the best so far."""
-        found = self.parallel.look(lambda _: self.validate())
+        # Of several processes the first one's, so that the last digits of a GPU cannot make them go different ways.
+        found = runtime.gathered(self.parallel.look(lambda _: self.validate()))[0]
         self.state.val = found["val"]
         if not runtime.rank():
             self.log.write({"step": self.state.step, **found})
@@ -313,9 +313,6 @@ def flops_per_token(model: LanguageModel, *, predicted: float = 1.0, length: flo
     blocks = sum(p.numel() for p in model.transformer.blocks.parameters() if p.dim() == 2)
     forward = round(2 * (blocks + scoring) + 4 * config.n_layers * config.dim * (length or config.max_seq_len))
     return {"forward": forward, "training": 3 * forward}
-
-
-Tick = Callable[[int], None]
 
 
 def measure(

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.data.batch import IGNORE_INDEX, Loader, Shuffled
-from nlpstack.data.masking import RowFormat
 from nlpstack.data.shards import TokenShards
 from nlpstack.tasks.masked_lm import (
     MaskedRows,
+    RowFormat,
     label_room,
+    marked,
     one_hidden_each,
     packed_rows,
     pair_rows,
-    single_row,
     stretches,
 )
 from tests.handmade import MakeShards
@@ -179,7 +179,7 @@ def test_stretches_are_the_whole_text_once(shards: TokenShards) -> None:
 
 
 def test_hidden_one_at_a_time_each_token_is_hidden_once() -> None:
-    plain = single_row(np.arange(10, 15), FORM).tokens
+    plain = marked(np.arange(10, 15), FORM).tokens
     rows = one_hidden_each(plain, 1, 6, FORM).tokens.numpy()
     assert len(rows) == 5
     for number, row in enumerate(rows):

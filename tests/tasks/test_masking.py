@@ -1,6 +1,7 @@
 """What a masked language model has to guess: chosen at the stated shares, special tokens never."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nlpstack.data.masking import KEPT, MASKED, RANDOM, Masked, RowFormat, describe_masking, mask_tokens
+from nlpstack.tasks.masked_lm import KEPT, MASKED, RANDOM, Masked, MaskedRows, RowFormat, mask_tokens
 
 QUICK = settings(max_examples=150, deadline=None)  # deadlines fail on a busy machine
 MASK = 4
@@ -132,19 +133,19 @@ def test_random_tokens_are_uniform_over_the_ids_they_are_drawn_from(many: tuple[
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_counts_say_what_was_drawn() -> None:
-    words = np.array([-1, *range(1000), -1])
-    rows = [mask(words, 0.5, False, seed)[1] for seed in range(3)]
-    kinds = np.concatenate([row.kinds for row in rows])
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_counts_say_what_was_drawn(whole_words: bool) -> None:
+    one = form(np.array([-1, *range(1000), -1]), 0.5, whole_words)
+    rows = MaskedRows(lambda *_: np.arange(1000), 3, [], one, seed=0)
+    kinds = np.concatenate([rows.masked(0, index)[1].kinds for index in range(3)])
     shares = [100 * (kinds == kind).mean() for kind in (MASKED, RANDOM, KEPT)]
-    wanted = (
-        f"masking: {100 * len(kinds) / 3000:.1f} % of 3,000 tokens are predicted, by whole words; "
+    how = ", by whole words" if whole_words else ""
+    assert rows.describe(3)[0] == (
+        f"masking: {100 * len(kinds) / 3000:.1f} % of 3,000 tokens are predicted{how}; "
         f"of these {shares[0]:.1f} % are [MASK], {shares[1]:.1f} % random, {shares[2]:.1f} % kept"
     )
-    given = [(words, row) for row in rows]
-    assert describe_masking(given, whole_words=True) == wanted
-    assert describe_masking(given, whole_words=False) == wanted.replace(", by whole words", "")
-    assert describe_masking([], whole_words=False).startswith("masking: 0.0 % of 0 tokens")
+    nothing = replace(rows, form=form(np.full(1002, -1), 0.5, whole_words))
+    assert nothing.describe(3)[0].startswith("masking: 0.0 % of 0 tokens")
 
 
 def test_a_random_token_that_is_the_original_counts_as_random() -> None:
