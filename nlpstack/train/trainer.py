@@ -94,7 +94,7 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
         # Only the training loss is compiled: validation stays the arithmetic of `eval`.
         dynamic = None if isinstance(self.loader.order, Bucketed) else False
-        self._loss = torch.compile(self.task.loss, dynamic=dynamic) if self.choices.compile else self.task.loss
+        self._run_loss = torch.compile(self.task.loss, dynamic=dynamic) if self.choices.compile else self.task.loss
         self._peak_flops = 0.0
 
     def steps(self) -> Iterator[StepReport]:
@@ -133,7 +133,7 @@ class Trainer:
         for number, batch in enumerate(micro_batches, 1):
             on_device = replace(batch.to(self.device), n_targets={})  # counts would be constants of the compiled code
             with runtime.autocast(self.device, self.choices.dtype):
-                terms = self.parallel(self._loss, on_device, last=number == len(micro_batches))
+                terms = self.parallel(self._run_loss, on_device, last=number == len(micro_batches))
             objective = torch.stack([value / totals[name] for name, value in terms.items()]).sum()
             counts = 0 if batch.idle else 1
             self.scaler.scale(objective * (counts * runtime.world_size())).backward()  # which processes average

@@ -91,16 +91,16 @@ def batched(shards: TokenShards, window: int, stride: int, batch_tokens: int) ->
     """The windows of all batches, after checking that each batch holds them and fits the budget."""
     found = []
     for group in batch_windows(windows(shards, window, stride, 0), window, batch_tokens):
-        tokens, labels = group.batch.tokens, group.batch.labels["lm"]
-        assert tokens.shape == labels.shape == (len(group.windows), max(len(w.tokens) for w in group.windows) - 1)
-        assert len(group.windows) == 1 or tokens.numel() <= batch_tokens
-        for row, targets, part in zip(tokens, labels, group.windows, strict=True):
+        tokens, labels = group.tokens, group.labels["lm"]
+        assert tokens.shape == labels.shape == (len(group.about), max(len(w.tokens) for w in group.about) - 1)
+        assert len(group.about) == 1 or tokens.numel() <= batch_tokens
+        for row, targets, part in zip(tokens, labels, group.about, strict=True):
             n, skipped = len(part.tokens) - 1, len(part.tokens) - 1 - part.n_scored
             assert row[:n].tolist() == part.tokens[:-1].tolist()
             assert targets[skipped:n].tolist() == part.scored().tolist()
             assert (targets[:skipped] == IGNORE_INDEX).all()
             assert (targets[n:] == IGNORE_INDEX).all()
-        found += group.windows
+        found += group.about
     return found
 
 
@@ -128,12 +128,12 @@ def test_short_windows_are_batched_with_their_like(make_shards: MakeShards) -> N
     lengths = [2, 30] * 20
     shards = make_shards([text(n, seed) for seed, n in enumerate(lengths)])
     groups = list(batch_windows(windows(shards, 32, 32, 0), 32, 64))
-    n_cells = sum(group.batch.tokens.numel() for group in groups)
+    n_cells = sum(group.tokens.numel() for group in groups)
     assert n_cells <= 1.1 * sum(n + 1 for n in lengths)
 
 
 def test_a_window_batch_moves_with_its_tensors(make_shards: MakeShards) -> None:
     (group,) = batch_windows(windows(make_shards(["abc"]), 8, 8, 0), 8, 64)
     moved = group.to(torch.device("meta"))
-    assert moved.batch.tokens.device.type == "meta"
-    assert moved.windows is group.windows
+    assert moved.tokens.device.type == "meta"
+    assert moved.about is group.about

@@ -31,7 +31,8 @@ def train(kind: str, folder: Path) -> list[tuple[float, float]]:
         model=GPT.create(config, seed=0).double(),
         loader=Loader(Bucketed(**ORDER), collate, micro_batch=2, share=(rank(), world_size())),
         train={"steps": STEPS, "parallel": kind},
-        choices={"steps": STEPS, "micro_batch": 2},
+        micro_batch=2,
+        choices={"steps": STEPS},
     )
     return [(report.loss, report.grad_norm) for report in run.steps()]
 

@@ -311,7 +311,9 @@ def test_lbfgs_of_a_part_of_the_examples_is_refused_with_their_number(tmp_path):
 def test_lbfgs_backs_away_from_a_trial_that_is_not_finite(tmp_path):
     run = made_up(tmp_path, {**VARIANTS["lbfgs"], "warmup": 0})
     honest, count = run._run_loss, iter(range(10_000))
-    run._run_loss = lambda batch: {k: v * (math.nan if next(count) == 1 else 1) for k, v in honest(batch).items()}
+    run._run_loss = lambda model, batch: {
+        k: v * (math.nan if next(count) == 1 else 1) for k, v in honest(model, batch).items()
+    }
     first, second, *_ = run.steps()
     assert not first.skipped
     assert second.loss < first.loss - 0.1
@@ -360,7 +362,9 @@ def test_a_line_that_leads_nowhere_is_not_searched_again():
 def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_state(tmp_path, name):
     run = made_up(tmp_path, {"name": name})
     honest = run._run_loss
-    run._run_loss = lambda batch: {k: v * (math.inf if run.state.step == 5 else 1) for k, v in honest(batch).items()}
+    run._run_loss = lambda model, batch: {
+        k: v * (math.inf if run.state.step == 5 else 1) for k, v in honest(model, batch).items()
+    }
     run.train()
     tensors, _ = optimizer_state(run.model, run.optimizers)
     assert run.state.skips == 0

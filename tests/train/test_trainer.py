@@ -145,7 +145,9 @@ def test_a_loss_that_is_not_finite_skips_the_step_then_stops_and_names_it(tmp_pa
 def test_one_bad_step_in_between_is_survived(tmp_path):
     run = trainer(tmp_path)
     honest = run._run_loss
-    run._run_loss = lambda batch: {k: v * (math.inf if run.state.step == 5 else 1) for k, v in honest(batch).items()}
+    run._run_loss = lambda model, batch: {
+        k: v * (math.inf if run.state.step == 5 else 1) for k, v in honest(model, batch).items()
+    }
     run.train()
     assert run.state.step == 12
     assert run.state.skips == 0
@@ -183,10 +185,10 @@ def test_a_signal_finishes_the_step_saves_and_raises(tmp_path):
         run = trainer(tmp_path, stop=stop)
         honest = run._run_loss
 
-        def loss(batch):
+        def loss(model, batch):
             if run.state.step == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return honest(batch)
+            return honest(model, batch)
 
         run._run_loss = loss
         with pytest.raises(Stopped) as stopped:
