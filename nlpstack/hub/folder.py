@@ -23,6 +23,7 @@ from nlpstack.model.lora import adapters
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
+Device = str | torch.device
 
 CONFIG = "config.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt", "vocab.json")  # any of these: there is a tokenizer
@@ -83,7 +84,7 @@ def _whole_files(model: LanguageModel, source: Path) -> tuple[dict[str, families
 def load_model(
     path: str | Path,
     *,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     dtype: torch.dtype | None = None,
     base: str | Path | None = None,
     note: Callable[[str], None] = lambda line: None,
@@ -100,7 +101,7 @@ def load_model(
             return load_adapter(folder, base, read_base, note)
         if base is not None:
             raise ModelError(f"{folder}: a whole model, not an adapter, so it has no base; leave --base out")
-        return read_folder(folder, GGUF(folder) if folder.is_file() else None, torch.device(device), dtype)
+        return read_folder(folder, GGUF(folder) if folder.is_file() else None, device, dtype)
 
     def read_base(place: Path) -> LanguageModel:
         model = load_model(place, device=device, dtype=dtype)
@@ -149,12 +150,12 @@ def model_folder(path: str | Path) -> Path:
 
 def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of the model folder, all of it from one folder, though a writer may exchange it meanwhile."""
-    for attempt in range(1, _ATTEMPTS + 1):
+    for _ in range(_ATTEMPTS):
         before = _identity(path)
         try:
             result = read(model_folder(path))
         except (NlpstackError, OSError) as error:
-            if attempt < _ATTEMPTS and _identity(path) != before:
+            if _identity(path) != before:
                 continue
             if isinstance(error, OSError):
                 raise ModelError(f"{path}: cannot be read ({error})") from error
@@ -167,19 +168,15 @@ def _undisturbed(path: str | Path, read: Callable[[Path], T]) -> T:
 def _identity(path: str | Path) -> list[tuple[str, int, int, int]]:
     """What stands at a model's or run's folder and beside it; changes whenever one is exchanged."""
     found = []
-    for place in (str(path), str(Path(path) / "model")):
-        for folder in (place, place + ASIDE_SUFFIX):
-            with suppress(OSError):
-                status = os.stat(folder)
-                found.append((folder, status.st_dev, status.st_ino, status.st_ctime_ns))
+    for folder in (f"{place}{aside}" for place in (path, Path(path) / "model") for aside in ("", ASIDE_SUFFIX)):
+        with suppress(OSError):
+            status = os.stat(folder)
+            found.append((folder, status.st_dev, status.st_ino, status.st_ctime_ns))
     return found
 
 
 def read_folder(
-    place: Path,
-    given: Weights | None = None,
-    device: torch.device = torch.device("cpu"),  # noqa: B008 - never changed
-    dtype: torch.dtype | None = None,
+    place: Path, given: Weights | None = None, device: Device = "cpu", dtype: torch.dtype | None = None
 ) -> LanguageModel:
     """The model of a folder, its weights read from its own files or those `given`, or of a GGUF file, given too."""
     tokenizer: Tokenizer | None
@@ -215,11 +212,7 @@ def _check_tokenizer(tokenizer: object, config: TransformerConfig, values: Mappi
 
 
 def _read_weights(
-    weights: Weights,
-    config: TransformerConfig,
-    values: families.Json,
-    device: torch.device,
-    dtype: torch.dtype | None,
+    weights: Weights, config: TransformerConfig, values: families.Json, device: Device, dtype: torch.dtype | None
 ) -> tuple[LanguageModel, dict[str, Tensor]]:
     """The model on the meta device, and its tensors, each in memory of its own."""
     family, source = str(values["model_type"]), weights.source
@@ -233,6 +226,8 @@ def _read_weights(
     model = _on_meta(config, values, sizes, source)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     plan = families.layout(family, list(shapes))
+    if isinstance(weights, GGUF):  # there no matrix lies transposed
+        plan = [stored._replace(transposed=False) for stored in plan]
     wanted = {}
     for stored in plan:
         size = [sum(shapes[name][0] for name in stored.holds), *shapes[stored.holds[0]][1:]]

@@ -1,8 +1,6 @@
 """A GGUF file, llama.cpp's one-file form of a model: its metadata as a config.json and a tokenizer, and its tensors."""
 
-import math
 import mmap
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,6 @@ from nlpstack.tokenizer.published import PublishedTokenizer, gguf_files
 
 SUFFIX = ".gguf"
 _MEND = "get the file again, or the model as a folder"
-_NUMBERS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}  # struct's letter of each type of value
-_TEXT, _LIST = 8, 9
-_MOST_DIMS = 4
-_Form = tuple[list[int], Any, int]  # a tensor's size, its type and the place of its first byte
 _AT_ONCE = 2**20  # values that are dequantised at a time, so that no large tensor is held twice
 
 
@@ -33,81 +27,23 @@ class GGUF(Weights):
         """Read all but the tensors' values; ModelError if the file is not whole, or no model that the core can be."""
         try:
             import gguf
+
+            self.source, self._library, reader = file, gguf, _reader(file)
+            self.said = {name: field.contents() for name, field in reader.fields.items()}
         except ImportError as error:
             raise ModelError(f"{file}: opening it needs `gguf`; pip install 'nlpstack[gguf]'") from error
-        self.source, self._at, self._library = file, 0, gguf
-        with open(file, "rb") as opened:
-            self._data: Any = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if file.stat().st_size else b""
-        if self._take(4) != b"GGUF" or self._number("I") not in (2, 3):
-            raise ModelError(f"{file}: is no GGUF file of version 2 or 3; {_MEND}")
-        n_tensors, n_values = self._number("Q"), self._number("Q")
-        self.said = {self._text(): self._value(self._number("I")) for _ in range(n_values)}
-        stored = {self._text(): self._form() for _ in range(n_tensors)}
-        alignment = self.said.get("general.alignment", 32)
-        names = [*self.said, *stored]
-        if len(names) < n_values + n_tensors or not all(map(str.isprintable, names)):
-            raise ModelError(f"{file}: names something twice, or with what are no letters; {_MEND}")
-        if type(alignment) is not int or alignment < 1:
-            raise ModelError(f"{file}: has an alignment of {alignment!r}; {_MEND}")
-        self._stored = self._placed(stored, alignment)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            fault = f"is no GGUF file of version 2 or 3, or a damaged one ({error})"
+            raise ModelError(f"{file}: {''.join(filter(str.isprintable, fault))}; {_MEND}") from error
+        self._mapped, self._stored = reader.data.base, {tensor.name: tensor for tensor in reader.tensors}
         self.architecture = str(self.said.get("general.architecture"))
         there = ", ".join(name for name, family in FAMILIES.items() if family.gguf)
         if self.architecture not in there.split(", "):
             raise ModelError(f"{file}: the architecture {self.architecture!r} is not supported; there are {there}")
         theirs = self._family_names(self.said.get(f"{self.architecture}.block_count"))
-        self._names = {theirs.get(name, f"'{name}'"): name for name in stored}  # in quotes: none that a family has
-        sizes = {name: stored[there][0] for name, there in self._names.items()}
-        self.sizes = {name: size[::-1] if self._lies_transposed(name) else size for name, size in sizes.items()}
-        self.kinds = {name: "F16" if stored[there][1].name == "F16" else "F32" for name, there in self._names.items()}
-
-    def _take(self, n: int) -> bytes:
-        if n > len(self._data) - self._at:
-            raise ModelError(f"{self.source}: ends within its header, or says of a part that it is longer; {_MEND}")
-        self._at += n
-        return bytes(self._data[self._at - n : self._at])
-
-    def _number(self, letter: str) -> Any:
-        return struct.unpack(f"<{letter}", self._take(struct.calcsize(f"<{letter}")))[0]
-
-    def _text(self) -> str:
-        return self._take(self._number("Q")).decode(errors="replace")
-
-    def _value(self, kind: int) -> Any:
-        if kind == _TEXT:
-            return self._text()
-        if kind in _NUMBERS:
-            value = self._number(_NUMBERS[kind])
-            return float(str(np.float32(value))) if _NUMBERS[kind] == "f" else value  # 1e-05, not 9.9999997e-06
-        inner, n = (self._number("I"), self._number("Q")) if kind == _LIST else (kind, 0)
-        if inner == _TEXT:
-            return [self._text() for _ in range(n)]
-        if inner not in _NUMBERS:
-            raise ModelError(f"{self.source}: holds a value of an unknown type ({inner}); {_MEND}")
-        return np.frombuffer(self._take(n * struct.calcsize(f"<{_NUMBERS[inner]}")), f"<{_NUMBERS[inner]}").tolist()
-
-    def _form(self) -> _Form:
-        """What the header says of a tensor, whose place it counts from its own end."""
-        n_dims = self._number("I")
-        size = [self._number("Q") for _ in range(min(n_dims, _MOST_DIMS))][::-1]
-        kind, offset = self._number("I"), self._number("Q")
-        if n_dims > _MOST_DIMS or kind not in [*self._library.GGMLQuantizationType]:
-            raise ModelError(f"{self.source}: holds a tensor of {n_dims} dims or an unknown type ({kind}); {_MEND}")
-        return size, self._library.GGMLQuantizationType(kind), offset
-
-    def _placed(self, stored: dict[str, _Form], alignment: int) -> dict[str, _Form]:
-        """Tensors with their place in the file; ModelError unless one follows the other up to its end."""
-        end = start = -(-self._at // alignment) * alignment
-        placed = {}
-        for name, (size, form, offset) in stored.items():
-            values, n_bytes = self._library.GGML_QUANT_SIZES[form]
-            place = -(-end // alignment) * alignment
-            if not size or 0 in size or size[-1] % values or start + offset != place:
-                raise ModelError(f"{self.source}: {name} {size} has a size or a place it cannot have; {_MEND}")
-            placed[name], end = (size, form, place), place + math.prod(size) // values * n_bytes
-        if not 0 <= len(self._data) - end < alignment:
-            fault = f"is cut off, or says wrong sizes: {len(self._data):,} bytes instead of {end:,}"
-            raise ModelError(f"{self.source}: {fault}; {_MEND}")
-        return placed
+        self._named = {theirs.get(name, f"'{name}'"): one for name, one in self._stored.items()}  # quoted: no family's
+        self.sizes = {name: one.shape[::-1].tolist() for name, one in self._named.items()}
+        self.kinds = {name: "F16" if one.data.dtype == np.float16 else "F32" for name, one in self._named.items()}
 
     def _family_names(self, n_blocks: object) -> dict[str, str]:
         if type(n_blocks) is not int or n_blocks > len(self._stored):
@@ -118,42 +54,42 @@ class GGUF(Weights):
         modules = [module.replace(".N.", f".{number}.") for module, number in blocks]
         return {f"{known.get_name(m)}.{part}": f"{m}.{part}" for m in modules for part in ("weight", "bias")}
 
-    def _lies_transposed(self, name: str) -> bool:
-        module, _, part = name.rpartition(".")
-        return part == "weight" and module.rpartition(".")[2] in FAMILIES[self.architecture].transposed
-
     def read(self, name: str) -> Tensor:
         """A tensor, dequantised to fp32 unless it is in fp16; ModelError for a kind that `gguf` cannot dequantise."""
-        size, form, _ = self._stored[self._names[name]]
-        data, plain = self._bytes(self._names[name]), {"F32": np.float32, "F16": np.float16}.get(form.name)
-        out, step = np.empty((len(data), size[-1]), plain or np.float32), max(1, _AT_ONCE // size[-1])
+        stored, size = self._named[name], self.sizes[name]
+        data = np.asarray(stored.data).reshape(-1, stored.data.shape[-1])
+        half, step = self.kinds[name] == "F16", max(1, _AT_ONCE // size[-1])
+        out = np.empty((len(data), size[-1]), np.float16 if half else np.float32)
         for first in range(0, len(data), step):
             rows = data[first : first + step]
             try:
-                out[first : first + step] = rows.view(plain) if plain else self._library.dequantize(rows, form)
+                out[first : first + step] = rows if half else self._library.dequantize(rows, stored.tensor_type)
             except NotImplementedError as error:
-                raise ModelError(f"{self.source}: {name} is stored as {form.name}, which `gguf` cannot read") from error
+                form = stored.tensor_type.name
+                raise ModelError(f"{self.source}: {name} is stored as {form}, which `gguf` cannot read") from error
         if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             # The two rows that a rotation turns together are neighbours here; in a folder they are half a head apart.
             grouped = self.said.get("llama.attention.head_count_kv") if name.endswith("k_proj.weight") else None
             n_heads = grouped or self.said["llama.attention.head_count"]
             out = out.reshape(n_heads, -1, 2, size[-1]).swapaxes(1, 2).reshape(size)
-        self._data.madvise(mmap.MADV_DONTNEED)  # what was read of the file takes no memory
-        tensor = torch.from_numpy(out.reshape(size))
-        return tensor.T if self._lies_transposed(name) else tensor
+        self._mapped.madvise(mmap.MADV_DONTNEED)  # what was read of the file takes no memory
+        return torch.from_numpy(out.reshape(size))
 
+    @np.errstate(over="ignore")  # of a number that is too large for fp32
     def config(self) -> Json:
         """What a config.json would say; ModelError for what the file asks and the core cannot do."""
-        both = "output.weight", "token_embd.weight"
-        head, words = self._stored.get(both[0]), self._stored.get(both[1], ([0], None, 0))
-        tied = head is None or (head[:2] == words[:2] and np.array_equal(self._bytes(both[0]), self._bytes(both[1])))
-        values: Json = {"model_type": self.architecture, "vocab_size": words[0][0], "tie_word_embeddings": tied}
+        head, words = (self._stored.get(name) for name in ("output.weight", "token_embd.weight"))
+        alike = head and words and head.tensor_type == words.tensor_type and np.array_equal(head.data, words.data)
+        tied, n_words = alike or not head, int(words.shape[-1]) if words else 0
+        values: Json = {"model_type": self.architecture, "vocab_size": n_words, "tie_word_embeddings": tied}
         pieces = self.said.get("tokenizer.ggml.tokens")
-        if isinstance(pieces, list) and len(pieces) != words[0][0]:
-            fault = f"holds {len(pieces):,} pieces of text, but vectors for {words[0][0]:,}"
+        if isinstance(pieces, list) and len(pieces) != n_words:
+            fault = f"holds {len(pieces):,} pieces of text, but vectors for {n_words:,}"
             raise ModelError(f"{self.source}: {fault}; {_MEND}")
         prefix, rope = f"{self.architecture}.", dict[str, Any]()
         for said, value in self.said.items():
+            if type(value) is float and np.float32(value) == value:
+                value = float(str(np.float32(value)))  # 1e-05, not 9.9999997e-06
             key = FAMILIES[self.architecture].gguf.get(said.removeprefix(prefix))
             if key and (other := values.setdefault(key, value)) is not value and other != value:
                 raise ModelError(f"{self.source}: {said}={value!r}, but {key} is {other!r}; {_MEND}")
@@ -169,9 +105,39 @@ class GGUF(Weights):
         """The file's tokenizer; raises ModelError for a kind that is not known."""
         return PublishedTokenizer(self.source, gguf_files(self.said, self.source))
 
-    def _bytes(self, name: str) -> np.ndarray:
-        """A tensor as it lies in the file, row by row."""
-        size, form, start = self._stored[name]
-        values, n_bytes = self._library.GGML_QUANT_SIZES[form]
-        shape = math.prod(size[:-1]), size[-1] // values * n_bytes
-        return np.frombuffer(self._data, np.uint8, shape[0] * shape[1], start).reshape(shape)
+
+@np.errstate(over="ignore")  # where sizes and places lie
+def _reader(file: Path) -> Any:
+    """The library's reader of a whole file, whose tensors follow one another; raises whatever comes of another one."""
+    from gguf import GGUFReader, GGUFValueType
+
+    class Reader(GGUFReader):
+        """Takes no part from beyond the end of the file, and a list of numbers as one part: a length may be a lie."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            kind, n = np.dtype(dtype).newbyteorder("<"), int(count)
+            if offset + kind.itemsize * n > len(self.data):
+                raise ValueError("cut off: it ends within its header or a tensor, or says of one that it is longer")
+            return np.frombuffer(self.data.base, kind, n, offset)  # a view of a memmap takes ten times as long
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if int(raw_type) == GGUFValueType.ARRAY:
+                kind, n = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+                if number := self.gguf_scalar_to_np.get(kind[0]):
+                    parts = kind, n, self._get(orig_offs + 12, number, n[0])
+                    types = [GGUFValueType.ARRAY, GGUFValueType(kind[0])]
+                    return sum(part.nbytes for part in parts), [*parts], [2], types
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    reader = Reader(file)
+    end, alignment, n_bytes = int(reader.data_offset), int(reader.alignment), len(reader.data)
+    for one in reader.tensors:
+        if not one.data.size or not one.data.ndim or one.data_offset != -(-end // alignment) * alignment:
+            raise ValueError(f"{one.name} {one.shape[::-1].tolist()} has a size or a place it cannot have")
+        end = one.data_offset + one.n_bytes
+    if n_bytes - end >= alignment:
+        raise ValueError(f"says wrong sizes: {n_bytes:,} bytes instead of {end:,}")
+    names = [*reader.fields, *(one.name for one in reader.tensors)]
+    if reader.byte_order != "I" or not all(map(str.isprintable, names)):
+        raise ValueError("its bytes lie in another order, or it names something with what are no letters")
+    return reader

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,8 +72,7 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """A tensor, mapped."""
         with _opened(self._places[name]) as opened:
-            tensor: Tensor = opened.get_tensor(name)
-            return tensor
+            return cast(Tensor, opened.get_tensor(name))
 
     def hash(self) -> str:
         """SHA-256 of the file, of several that of their hashes one after the other, as hexadecimal digits."""
