@@ -286,6 +286,8 @@ def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
     found: list[Any] = []
     for where, row in labelled.table_rows(path, note, lines="text"):
         name = next((one for one in names if one in row), "completion" if is_gold else "text")
+        if is_gold and name == "text" and not str(row[name]).strip():
+            raise DataError(f"{where}: the reference is empty; there is nothing to compare with")
         if is_gold:
             texts = labelled.text_field(where, row, name, many=name == "references")
             found.append(texts if name == "references" else (texts,))

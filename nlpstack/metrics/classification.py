@@ -15,10 +15,8 @@ Vectors = np.ndarray | list[np.ndarray]  # (n, D), or (T, D) for each of n texts
 
 
 def label_formula(rows: np.ndarray, counts: np.ndarray, *, n_labels: int) -> Values:
-    """Accuracies, precision, recall and F1 of rows of (predicted, true) label numbers, one of each an example.
-
-    Averages are over the labels in gold or predictions (balanced accuracy: in gold) of the examples or the resample.
-    """
+    """Accuracies, precision, recall and F1 of rows of (predicted, true) label numbers, one of each an example."""
+    # Averages are over the labels in gold or predictions (balanced accuracy: in gold) of the examples or the resample.
     right, n = rows[:, 0] == rows[:, 1], counts.sum(axis=1)
     found, true = (np.stack([np.bincount(column, row, n_labels) for row in counts]) for column in rows.T)  # (R, C)
     hits = np.stack([np.bincount(rows[:, 1], row, n_labels) for row in counts * right])
@@ -154,10 +152,7 @@ def cosine(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def mean_cosine(vectors: Vectors, *, seed: int = 0) -> tuple[float | None, int]:
-    """The mean cosine of pairs of different lines, and how many: all pairs if they are at most PAIRS, else PAIRS drawn.
-
-    Of a line with a state a token, one of its tokens is drawn. With fewer than two lines there is no mean.
-    """
+    """The mean cosine of pairs of different lines, None if there are none; and how many: all, or PAIRS drawn."""
     lines = [one for one in vectors if len(one)] if isinstance(vectors, list) else vectors[:, None]  # of (T, D)
     n, rng = len(lines), np.random.default_rng(seed)
     if n < 2:
@@ -167,7 +162,8 @@ def mean_cosine(vectors: Vectors, *, seed: int = 0) -> tuple[float | None, int]:
     else:
         first = rng.integers(n, size=PAIRS)
         pairs = np.column_stack((first, (first + rng.integers(1, n, size=PAIRS)) % n))
-    drawn = zip(pairs.tolist(), rng.random(pairs.shape).tolist(), strict=True)  # lines, and where in them
+    # The lines of each pair, and where in them: of a line with a state a token, one of its tokens is drawn.
+    drawn = zip(pairs.tolist(), rng.random(pairs.shape).tolist(), strict=True)
     states = ([lines[n][int(at * len(lines[n]))] for n, at in zip(*one, strict=True)] for one in drawn)
     return sum(cosine(one, two) for one, two in states) / len(pairs), len(pairs)
 
