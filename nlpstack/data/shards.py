@@ -65,7 +65,7 @@ class TokenShards:
     def __init__(self, *folders: Path, documents: slice = slice(None)) -> None:
         """Open the shards of folders of one kind, of which these `documents` count."""
         indexes = [read_json_object(folder / INDEX, DataError) for folder in folders]
-        self.folder, self.spec = folders[0], ShardSpec(**indexes[0]["spec"])
+        self.folder, self.index, self.spec = folders[0], indexes[0], ShardSpec(**indexes[0]["spec"])
         self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
         first = accumulate((index["n_tokens"] for index in indexes), initial=0)
         parts = [(f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, first, strict=False) for e in i["shards"]]
