@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -84,7 +84,7 @@ class CausalLM(Task):
         hidden = model.transformer(batch.tokens, mask=batch.mask)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: GPT, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
+    def eval_batches(self, model: Any, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """All windows of a split, in batches under the token budget."""
         window, stride = self._window(model, config)
         return batch_windows(windows(data, window, stride, config.max_tokens), window, config.batch_tokens)
@@ -130,7 +130,7 @@ class CausalLM(Task):
                 return " ".join(words)[:PROMPT_CHARS].rstrip()
         return ""  # nothing but white space
 
-    def write(self, model: GPT, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
+    def write(self, model: Any, prompts: list[str], max_new_tokens: int, seed: int) -> list[dict[str, str]]:
         """What the model writes after each prompt, cut to its context; sampled from the 50 likeliest tokens."""
         sampling = Sampling(max_new_tokens=max_new_tokens, top_k=50, temperature=0.8, seed=seed)
         fitted = []

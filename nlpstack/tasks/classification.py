@@ -125,7 +125,7 @@ class Classification(Task):
         labels = {"labels": f"{self.labels.problem}:{len(self.labels.names)}", **threshold}
         return {**labels, "context": self.frame.length, "truncate": self.config.truncate}
 
-    def results(self, model: BERT, rows: EncodedRows, budget: int, texts: object = None) -> Iterator[Result]:
+    def results(self, model: Any, rows: EncodedRows, budget: int, texts: object = None) -> Iterator[Result]:
         """Of each example its number, `label` and `probabilities`; `texts` are not needed."""
         device, problem = next(model.parameters()).device, self.labels.problem
         for batch in rows.batches(budget):

@@ -134,7 +134,7 @@ class Generation(Task):
         hidden = model.transformer(batch.tokens)  # (B, T, D)
         return {"lm": linear_cross_entropy(hidden, model.unembedding, batch.labels["lm"], self.loss_chunk)}
 
-    def eval_batches(self, model: GPT, data: EncodedRows, config: EvalConfig) -> Iterator[Batch | Prompts]:
+    def eval_batches(self, model: Any, data: EncodedRows, config: EvalConfig) -> Iterator[Batch | Prompts]:
         """All rows, in batches under the token budget, then the prompts, those of like length together."""
         yield from data.batches(config.batch_tokens)
         if config.new_tokens:
@@ -169,7 +169,7 @@ class Generation(Task):
         chat = {"chat": hashlib.sha256(template.encode()).hexdigest()[:12]} if template else {}
         return {"scored": "completion+eos", "separator": "newline", **chat, "context": self.length}
 
-    def write(self, model: GPT, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
+    def write(self, model: Any, examples: Sequence[PromptExample], sampling: Sampling) -> list[str]:
         """What the model writes after each example's prompt, or next in its conversation."""
         talks = [one for one in examples if self._is_talk(one)]
         places = [one.where for one in talks]

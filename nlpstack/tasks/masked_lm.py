@@ -216,7 +216,7 @@ class MaskedLM(Task):
         """Summed losses in nats: of the hidden tokens under "mlm", of the next sentences under "nsp"."""
         return masked_loss(model, batch, self.loss_chunk)
 
-    def eval_batches(self, model: BERT, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
+    def eval_batches(self, model: Any, data: TokenShards, config: EvalConfig) -> Iterator[Batch]:
         """A split with tokens hidden by the evaluation's seed, then stretches of it with each token hidden alone."""
         rows = self.scored_rows(data, config)
         n_rows, n_tokens = max(1, config.batch_tokens // self.form.length), 0
@@ -277,7 +277,7 @@ class MaskedLM(Task):
         return [data.read(at, at + _SHOWN_TOKENS).tolist() for at in (len(data) * i // n for i in range(n))]
 
     @torch.no_grad()
-    def write(self, model: BERT, prompts: list[list[int]]) -> list[dict[str, str]]:
+    def write(self, model: Any, prompts: list[list[int]]) -> list[dict[str, str]]:
         """Each stretch with the token in its middle hidden, and what the model takes it for."""
         found = []
         for ids in prompts:

@@ -204,7 +204,7 @@ class NER(Task):
         """How tags are decoded, and the context."""
         return {"decoding": "viterbi" if self.config.constrained else "argmax", "context": self.frame.length}
 
-    def results(self, model: BERT, rows: EncodedRows, budget: int, texts: Texts = None) -> Iterator[Result]:
+    def results(self, model: Any, rows: EncodedRows, budget: int, texts: Texts = None) -> Iterator[Result]:
         """Of each sentence its number, `tags` and `entities`; `texts` are those that words were cut from.
 
         An entity has `start` and `end` in characters, `label`, `text` and `score`: the mean probability of the tags of

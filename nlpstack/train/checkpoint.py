@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_shares
+from torch.distributed.checkpoint.state_dict_saver import save as save_shares
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -102,7 +103,7 @@ class Checkpoints:
 def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as one file or, of those that are spread over processes, as a folder with a file of each process."""
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
+        save_shares(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
     elif not rank():
         write_tensors(place.with_suffix(SUFFIX), tensors)
 
@@ -121,11 +122,11 @@ def _read(place: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 tensors[name] = distribute_tensor(tensor, one.device_mesh, one.placements)
         return tensors
     reader = HuggingFaceStorageReader(str(place))
-    tensors = {}
-    for name, about in reader.read_metadata().state_dict_metadata.items():
+    tensors, stored = {}, cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
+    for name, about in stored.items():
         one = like(name, about.size)
         tensors[name] = torch.empty(about.size, dtype=about.properties.dtype) if one is None else torch.empty_like(one)
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    load_shares(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
 
 

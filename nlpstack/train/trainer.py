@@ -324,7 +324,7 @@ def measure(
     batches = iter(task.eval_batches(model, data, config))
     with evaluating(model), torch.inference_mode(), autocast(device, dtype):
         while some := list(islice(batches, size)):  # one for each process, each of which counts what all have scored
-            counted = metric if size == 1 else _Counted([])
+            counted: Any = metric if size == 1 else _Counted([])
             for batch in some[own : own + 1]:
                 task.score(model, batch.to(device), counted)
             for path, given, named in chain.from_iterable(runtime.gathered(counted.calls)) if size > 1 else ():
