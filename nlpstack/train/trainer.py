@@ -319,12 +319,13 @@ def measure(
     model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str, tick: Tick = lambda _: None
 ) -> Metric:
     """The metric of a task, filled with all of its data, the model left in its mode; `tick` gets the batches done."""
-    metric, device, done = task.metric(config), next(model.parameters()).device, 0
+    metric: Any = task.metric(config)
+    device, done = next(model.parameters()).device, 0
     own, size = (0, 1) if in_step(model) else (runtime.rank(), runtime.world_size())
     batches = iter(task.eval_batches(model, data, config))
     with evaluating(model), torch.inference_mode(), autocast(device, dtype):
         while some := list(islice(batches, size)):  # one for each process, each of which counts what all have scored
-            counted: Any = metric if size == 1 else _Counted([])
+            counted = metric if size == 1 else _Counted([])
             for batch in some[own : own + 1]:
                 task.score(model, batch.to(device), counted)
             for path, given, named in chain.from_iterable(runtime.gathered(counted.calls)) if size > 1 else ():
