@@ -118,7 +118,7 @@ def _reader(file: Path) -> Any:
             kind, n = np.dtype(dtype).newbyteorder("<"), int(count)
             if offset + kind.itemsize * n > len(self.data):
                 raise ValueError("cut off: it ends within its header or a tensor, or says of one that it is longer")
-            return np.frombuffer(self.data.base, kind, n, offset)  # a view of a memmap takes ten times as long
+            return np.frombuffer(self.data, kind, n, offset)  # a view of a memmap takes ten times as long
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if int(raw_type) == GGUFValueType.ARRAY:
