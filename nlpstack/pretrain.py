@@ -68,7 +68,6 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
         raise ConfigError(f"--data {ready[0]}: holds tokens; give the tokenizer that made them with --tokenizer DIR")
     tokenizer = given or make_tokenizer(splits["train"], config.tokenizer, cache, note)
     hashes = {"tokenizer": tokenizer.hash, **{f"data_{name}": split.key for name, split in splits.items()}}
-    hashes |= {f"tokens_{number}": folder.name for number, folder in enumerate(ready, 1)}
     if options.model is not None:
         hashes["model"] = weights_hash(options.model)
     if start is None:
@@ -78,6 +77,7 @@ def _prepare(run: Run, start: LanguageModel | None, options: RunOptions, cache: 
         task = MaskedLM(tokenizer, config.task, config.model.max_seq_len, language=config.data.language)
     if ready:
         shards = tokenized_before(ready, tokenizer, task.layout, config.data.val_share, note)
+        hashes |= {f"tokens_{number}": TokenShards(folder).spec.key for number, folder in enumerate(ready, 1)}
     else:
         shards = [tokenize_split(splits[part], tokenizer, task.layout, cache, note=note) for part in ("train", "val")]
     material = _material(config, start, task, shards, note)

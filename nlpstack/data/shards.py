@@ -124,6 +124,9 @@ def found_shards(paths: Sequence[str]) -> list[Path]:
     found = {path: [one for one in some if (one / INDEX).is_file()] for path, some in inside.items()}
     if any(found.values()) and (other := [path for path in paths if not found[path]]):
         raise DataError(f"{other[0]}: holds no tokens, and other --data does; list one kind")
+    for folder in (one for some in inside.values() for one in some if not (one / INDEX).is_file()):
+        if folder.is_dir() and any(folder.glob("*shard-*.npy")):
+            raise DataError(f"{folder}: tokens that are not whole; tokenize that slice again, which goes on")
     return [folder for folders in found.values() for folder in folders]
 
 

@@ -13,6 +13,8 @@ import timeit
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
 from types import FrameType
 from typing import Any
@@ -81,8 +83,14 @@ def gathered(value: Any) -> list[Any]:
     """What each process has here, in order of their numbers; they wait for one another."""
     found = [value] * world_size()
     if dist.is_initialized():
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=_patient())
     return found
+
+
+@cache
+def _patient() -> Any:
+    """All processes as a group that waits for as long as the first one of them takes to tokenize a corpus."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def summed(values: torch.Tensor | Sequence[int]) -> torch.Tensor:
@@ -295,7 +303,8 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = self.signum is not None
+        # Of processes that work together each may hear from the scheduler and from torchrun.
+        again = self.signum is not None and not (world_size() > 1 and signum == signal.SIGTERM)
         self.signum = signum
         if again or not self._deferred:
             raise Stopped(signum)

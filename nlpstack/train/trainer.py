@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -319,17 +319,16 @@ def measure(
     model: nn.Module, task: Task, data: object, config: EvalConfig, *, dtype: str, tick: Tick = lambda _: None
 ) -> Metric:
     """The metric of a task, filled with all of its data, the model left in its mode; `tick` gets the batches done."""
-    metric: Any = task.metric(config)
-    device, done = next(model.parameters()).device, 0
+    metric, device, done = task.metric(config), next(model.parameters()).device, 0
     own, size = (0, 1) if in_step(model) else (runtime.rank(), runtime.world_size())
     batches = iter(task.eval_batches(model, data, config))
     with evaluating(model), torch.inference_mode(), autocast(device, dtype):
         while some := list(islice(batches, size)):  # one for each process, each of which counts what all have scored
-            counted = metric if size == 1 else _Counted([])
+            counted: Any = metric if size == 1 else _Counted([])
             for batch in some[own : own + 1]:
                 task.score(model, batch.to(device), counted)
             for path, given, named in chain.from_iterable(runtime.gathered(counted.calls)) if size > 1 else ():
-                reduce(getattr, path, metric)(*given, **named)
+                reduce(getattr, path, cast(Any, metric))(*given, **named)
             done += len(some)
             tick(done)
     return metric
