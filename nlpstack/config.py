@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from nlpstack.errors import ConfigError, did_you_mean
+from nlpstack.errors import ConfigError, NlpstackError, did_you_mean
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
@@ -137,10 +137,10 @@ def _read_recipe(path: Path, schema: Schema) -> list[Layer]:
 
 
 def _layer(tables: dict[str, Any], path: Path, schema: Schema) -> Layer:
-    sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
-    for name, entries in sections.items():
+    for name, entries in tables.items():
         if not isinstance(entries, dict):
             raise ConfigError(f"{path}: '{name}' stands outside any section; sections are {sorted(schema)}")
+    sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
     return f"{path.parent.name}/{path.name}" if path.parent.name else path.name, sections
 
 
@@ -158,13 +158,25 @@ def check_keys(values: Values, schema: Schema, source: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file and what is wrong with it."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        json.dumps(tables, default=str)  # what is too deep, or too many digits, to be shown is refused here
+        return tables
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def checked(cls: type[T], value: object, place: object, kind: type[NlpstackError]) -> T:
+    """What a file holds as a `cls`; raises `kind`, naming the place and the key, if it is none."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = "".join(f"{part}: " for part in first["loc"])
+        raise kind(f"{place}: {at}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 def near(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -11,20 +11,8 @@ from typing import Any
 
 from nlpstack.baselines import labelled_baselines, language_baselines, masked_baselines
 from nlpstack.config import build
+from nlpstack.data import labelled
 from nlpstack.data.corpus import Split, cut_val, load_corpus, whole_corpus
-from nlpstack.data.labelled import (
-    Row,
-    TextExample,
-    inputs_of,
-    labels_in,
-    load_labelled,
-    read_labelled,
-    read_texts,
-    split_key,
-    table_rows,
-    tagged_rows,
-    text_field,
-)
 from nlpstack.data.readers import SUFFIXES_OF, DataConfig, Note, corpus_suffix, find_splits, json_rows, text_lines
 from nlpstack.data.shards import TokenShards
 from nlpstack.errors import ConfigError, DataError, ModelError
@@ -98,15 +86,9 @@ def _evaluate_one(path: Path, options: EvalOptions, asked: Mapping[str, Any], re
         reporter.say(f"{path}: --examples is of labelled data, so nothing of this text is shown")
     drawing = {"n_resamples": config.resamples, "seed": config.seed}
     guesses = {name: chosen(compute(guess, signature, **drawing)) for name, guess in baselines.items()}
-    return {
-        "model": str(path),
-        "task": task.name,
-        "data": list(options.data) or record.get("data", {}).get("paths", []),
-        "split": scored.split,
-        **told,
-        **({"baselines": guesses} if guesses else {}),
-        "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)},
-    }
+    about = {"model": str(path), "task": task.name, "data": list(options.data) or record["data"]["paths"]}
+    about |= {"split": scored.split, **told, **({"baselines": guesses} if guesses else {})}
+    return {**about, "hashes": {"data": scored.key, "tokenizer": model.tokenizer.hash, "weights": weights_hash(path)}}
 
 
 @dataclass(frozen=True)
@@ -161,11 +143,11 @@ class Subject:
 
         def recorded() -> dict[str, Any]:
             share, seed = record["data"]["val_share"], record["train"]["seed"]
-            return load_labelled(record["data"]["paths"], kind, val_share=share, seed=seed, note=self.note)
+            return labelled.load_labelled(record["data"]["paths"], kind, val_share=share, seed=seed, note=self.note)
 
-        splits: dict[str, Any] = read_labelled(files, kind, self.note) if self.options.data else recorded()
+        splits: dict[str, Any] = labelled.read_labelled(files, kind, self.note) if self.options.data else recorded()
         train = self._train(splits, recorded, is_own=record.get("task", {}).get("name") == name)
-        keys = {part: split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
+        keys = {part: labelled.split_key(files.get(part) or files.get("train") or files["all"]) for part in splits}
         split = self._choose(keys)
         ignoring = {"ignore_unknown": True} if self.options.ignore_unknown else {}
         values = {**record.get("task", {}), **ignoring, **self.reading, "name": kind}
@@ -232,7 +214,9 @@ class Scored:
     def text(self, number: int) -> str:
         """The input of an example, to be looked at."""
         example = self.data.examples[number]
-        return (" | " if isinstance(example, TextExample) else " ").join(filter(None, inputs_of(example)))
+        return (" | " if isinstance(example, labelled.TextExample) else " ").join(
+            filter(None, labelled.inputs_of(example))
+        )
 
     def baselines(self, config: EvalConfig) -> dict[str, Metric]:
         """What guessing gets on the same data; nothing where there is no training part to learn from."""
@@ -312,7 +296,8 @@ def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
         names = ("references", "completion", "target", "text") if is_gold else ("text", "completion", "target")
         name = next((one for one in names if one in row), "completion" if is_gold else "text")
         if is_gold:
-            return text_field(where, row, name, many=True) if name == "references" else (text_field(where, row, name),)
+            found = labelled.text_field(where, row, name, many=name == "references")
+            return found if name == "references" else (found,)
         if not isinstance(row.get(name), str):
             raise DataError(f"{where}: '{name}' must be a text")
         return row[name]
@@ -328,17 +313,17 @@ def _texts(path: Path, note: Note, is_gold: bool) -> list[Any]:
 
 def _labels(path: Path, note: Note, is_gold: bool) -> list[Any]:
     if corpus_suffix(path, [".tsv", ".csv"]):
-        return [example.label for example in read_texts(path, note)]
+        return [example.label for example in labelled.read_texts(path, note)]
     if is_json := corpus_suffix(path, [".jsonl"]) is not None:
-        rows: list[Row] = list(table_rows(path, note))
+        rows: list[labelled.Row] = list(labelled.table_rows(path, note))
     else:
         rows = [(f"{path}:{n}", {"label": line.strip()}) for n, line in enumerate(text_lines(path, note), 1)]
     name = "score" if rows and rows[0][1].keys() & {"label", "score"} == {"score"} else "label"
-    labels = labels_in(rows, name, is_json=is_json)
+    labels = labelled.labels_in(rows, name, is_json=is_json)
     if float in map(type, labels):
         note(f"{path}: numbers, so this is regression")
     return labels
 
 
 def _tags(path: Path, note: Note, is_gold: bool) -> list[Any]:
-    return [tags for _, _, tags in tagged_rows(path, note, labelled=True)]
+    return [tags for _, _, tags in labelled.tagged_rows(path, note, labelled=True)]

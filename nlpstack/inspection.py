@@ -84,16 +84,10 @@ def info(
             choices = RunFolder(record.parent, read_toml(record)).choices()
     task = config.task if config else TaskConfig()
     scored = 1.0 if isinstance(model, GPT) else task.mask_share if model.mlm_head is not None else 0.0
-    return {
-        "name": name,
-        "kind": kind,
-        "shape": asdict(model.config),
-        "parameters": _parameters(model),
-        "flops_per_token": flops_per_token(model, predicted=scored),
-        "kv_cache_bytes_per_token": kv_cache_bytes(model.config) if model.config.causal else None,
-        **_training(model, config, choices, notes.append),
-        "notes": notes,
-    }
+    cache = kv_cache_bytes(model.config) if model.config.causal else None
+    found = {"name": name, "kind": kind, "shape": asdict(model.config), "parameters": _parameters(model)}
+    found |= {"flops_per_token": flops_per_token(model, predicted=scored), "kv_cache_bytes_per_token": cache}
+    return {**found, **_training(model, config, choices, notes.append), "notes": notes}
 
 
 def _recipe(target: str | Path) -> Path | None:
@@ -132,14 +126,8 @@ def _parameters(model: LanguageModel) -> dict[str, int]:
     other = blocks + count_parameters(core.norm)
     sizes = {name: p.numel() for name, p in model.named_parameters() if "decoder" not in name}  # it is an unembedding
     heads = sum(n for name, n in sizes.items() if name.startswith(("mlm_head.", "pooler.", "nsp_head.", "classifier.")))
-    return {
-        "total": total,
-        "embedding": total - other - heads,
-        "other": other,
-        "blocks": blocks,
-        "heads": heads,
-        "rule_12_l_d2": 12 * config.n_layers * config.dim**2,
-    }
+    parts = {"total": total, "embedding": total - other - heads, "other": other, "blocks": blocks, "heads": heads}
+    return {**parts, "rule_12_l_d2": 12 * config.n_layers * config.dim**2}
 
 
 def _training(model: LanguageModel, config: RunConfig | None, choices: Choices | None, note: Note) -> dict[str, Any]:
@@ -160,14 +148,9 @@ def _training(model: LanguageModel, config: RunConfig | None, choices: Choices |
     if choices.compile:
         note("the run is compiled, and the bytes are those of an eager one; it keeps less, and compiling takes its own")
     made = ("device", "dtype", "attention", "compile", "threads", "micro_batch", "loss_chunk")
-    training = {
-        **{name: getattr(choices, name) for name in made},
-        "optimizer": config.optim.name,
-        "sequence_length": length,
-        "batch_size": batch_size,
-        "tokens_per_step": batch_size * length,
-        "activation_checkpointing": train.activation_checkpointing,
-    }
+    training = {name: getattr(choices, name) for name in made} | {"optimizer": config.optim.name}
+    training |= {"sequence_length": length, "batch_size": batch_size, "tokens_per_step": batch_size * length}
+    training |= {"activation_checkpointing": train.activation_checkpointing}
     return {"training": training, "bytes": asdict(estimate)}
 
 
@@ -215,14 +198,9 @@ def _machine(device: torch.device, problem: Note) -> dict[str, Any]:
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             sizes[line.split(":")[0]] = int(line.split()[1]) * 1024
-    found: dict[str, Any] = {
-        "system": platform.platform(),
-        "processor": runtime.processor_name("cpu"),
-        "cores": usable,
-        "threads": threads,
-        "memory_bytes": sizes.get("MemTotal"),
-        "memory_free_bytes": sizes.get("MemAvailable"),
-    }
+    found: dict[str, Any] = {"system": platform.platform(), "processor": runtime.processor_name("cpu")}
+    found |= {"cores": usable, "threads": threads}
+    found |= {"memory_bytes": sizes.get("MemTotal"), "memory_free_bytes": sizes.get("MemAvailable")}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         found |= {"gpu": torch.cuda.get_device_name(device), "gpu_memory_bytes": total, "gpu_memory_free_bytes": free}

@@ -16,6 +16,7 @@ from torch import nn
 
 from nlpstack import __version__
 from nlpstack.baselines import SHOWN
+from nlpstack.config import checked
 from nlpstack.data.batch import Batch, Bucketed, Example, Loader, Order
 from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
@@ -147,11 +148,8 @@ class Job:
         figures = read_results(self.folder.path).get("run")
         if figures is None or (self.config.train.steps or 0) > kept.steps or not standing(self.folder.model).exists():
             return None
-        try:
-            return RunResult(**{**figures, "finished_before": True})
-        except TypeError as error:
-            path = self.folder.path
-            raise CheckpointError(f"{path}/results.json: altered, or of another version ({error})") from error
+        done = checked(RunResult, figures, f"{self.folder.path}/results.json: run", CheckpointError)
+        return replace(done, finished_before=True)
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config
@@ -235,8 +233,7 @@ class Job:
             "training examples": material.order.n_examples,
             **({"task": name, "base": material.start} if (name := self.config.task.name) else {}),
             "license": license_of(Path(material.start)) if material.start else None,
-            "steps": f"{state.step:,} of {trainer.choices.steps:,}",
-            "tokens seen": f"{state.tokens:,}",
+            **{"steps": f"{state.step:,} of {trainer.choices.steps:,}", "tokens seen": f"{state.tokens:,}"},
             "scores on the validation part, with 95 % intervals" if scores else "scores on the validation part": val,
         }
         save_model(trainer.model, self.folder.model, card=model_card(facts))
@@ -275,14 +272,8 @@ class Job:
                 own, value, sign = scores[metric].value, found[metric].value, -1 if metric.endswith("loss") else 1
                 if not sign * own > sign * value:
                     self.say(f"warning: the model's {metric}, {own:.4f}, is no better than that of the guess {name}")
-        entry = {
-            "model": result.model,
-            "task": task.name,
-            "data": list(self.config.data.paths),
-            "split": "val",
-            **({"baselines": baselines} if baselines else {}),
-            "metrics": chosen(scores),
-        }
+        about = {"model": result.model, "task": task.name, "data": list(self.config.data.paths), "split": "val"}
+        entry = {**about, **({"baselines": baselines} if baselines else {}), "metrics": chosen(scores)}
         write_results(folder.path, {"results": [entry], "run": asdict(result)})
         return result
 

@@ -7,7 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -65,7 +65,7 @@ def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
     A value that was not finite is nan. Raises DataError naming a line that is no record.
     """
     curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": [], "lr": []}
-    with open(log, encoding="utf-8") as file:
+    with open(log, "rb") as file:
         for line_no, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
@@ -75,8 +75,9 @@ def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
                     curves["lr"].append((step, _number(record["lr"])))
                 if "loss" in record.get("val", {}):
                     curves["val"].append((step, _number(record["val"]["loss"])))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {line[:60]!r}") from error
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+                shown = line[:60].decode(errors="replace")
+                raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {shown!r}") from error
     return curves
 
 
@@ -87,8 +88,10 @@ def _number(value: float | None) -> float:
 def loss_picture(run: Path) -> bytes:
     """A PNG, 800 x 500, of a run's losses over its steps, with the learning rate below and the last scores above."""
     curves = loss_curves(run / "metrics.jsonl")
-    scores = read_results(run).get("run", {}).get("val", {})
-    last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
+    last = ""
+    with suppress(LookupError, TypeError, ValueError, AttributeError):  # there are none, or none that eval wrote
+        name, value = next(iter(read_results(run)["run"]["val"].items()), ("", None))
+        last = f": val {name} {_number(value):.4f}" * bool(name)
     with drawing():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -103,7 +106,7 @@ def loss_picture(run: Path) -> bytes:
             (losses, curves["val"], "validation", "C1", "o"),
             (rates, curves["lr"], "learning rate", "C2", "."),
         ):
-            steps, values = np.reshape(points, (-1, 2)).T
+            steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
             axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")
             axes.grid(visible=True, alpha=0.3)
         losses.set(title=title.translate(unknown), ylabel="loss (nats a token)")
@@ -186,12 +189,8 @@ def _text_of(token: bytes) -> str:
 def attention_page(pattern: AttentionPattern, *, layer: int, head: int) -> str:
     """An HTML page of all layers and heads, `layer` and `head` chosen at first; it loads nothing from anywhere."""
     values = {
-        "model": pattern.model,
-        "layers": len(pattern.layers),
-        "heads": len(pattern.heads),
-        "causal": pattern.causal,
-        "chosen_layer": layer,
-        "chosen_head": head,
+        **{"model": pattern.model, "layers": len(pattern.layers), "heads": len(pattern.heads)},
+        **{"causal": pattern.causal, "chosen_layer": layer, "chosen_head": head},
         "texts": [_text_of(token) for token in pattern.tokens],
         "labels": [token_label(token) for token in pattern.tokens],
         # Square roots: in a byte, small weights keep as many digits as large ones.

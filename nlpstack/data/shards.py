@@ -101,10 +101,11 @@ def load_or_tokenize(
     assert bool(spec.sentences) == (segment is not None)
     folder = cache / spec.key
     if (folder / INDEX).exists():
-        if _intact(folder, spec):
-            shards = TokenShards(folder)
-            report(f"tokenized before: {len(shards):,} tokens in {folder}")
-            return shards
+        with suppress(DataError, LookupError, TypeError, ValueError, EOFError):
+            if _intact(folder, spec):
+                shards = TokenShards(folder)
+                report(f"tokenized before: {len(shards):,} tokens in {folder}")
+                return shards
         report(f"{folder}: damaged or of another kind; tokenizing again")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,20 +114,19 @@ def load_or_tokenize(
 
 
 def _intact(folder: Path, spec: ShardSpec) -> bool:
-    with suppress(DataError, KeyError, TypeError):
-        index = read_json_object(folder / INDEX, DataError)
-        return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry, spec) for entry in index["shards"])
-    return False
+    index = read_json_object(folder / INDEX, DataError)
+    return bool(index["spec"] == asdict(spec)) and all(_whole(folder, entry, spec) for entry in index["shards"])
 
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:
     paths = {key: folder / f"{entry['name']}{suffix}" for key, suffix in spec.files.items()}
-    return all(path.is_file() and sha256_file(path) == entry[key] for key, path in paths.items())
+    inside = (path.parent == folder and path.is_file() for path in paths.values())
+    return all(inside) and all(sha256_file(path) == entry[key] for key, path in paths.items())
 
 
 def _whole_entries(folder: Path, spec: ShardSpec) -> Iterator[dict[str, Any]]:
     """Entries of the shards that an earlier, unfinished run left whole."""
-    with suppress(DataError, KeyError):
+    with suppress(DataError, KeyError, TypeError):
         for number in count():
             entry = read_json_object(folder / f"shard-{number:05d}.json", DataError)
             if entry["spec"] != asdict(spec) or not _whole(folder, entry, spec):

@@ -220,7 +220,8 @@ def _validated(fields: Mapping[str, object], names: Mapping[str, str], source: P
     for key, value in fields.items():
         if key not in known:
             raise ModelError(f"{source}: unknown key '{key}'{near(key, known)}")
-        if isinstance(value, float) and not math.isfinite(value):
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
             raise ModelError(f"{source}: {names.get(key, key)}={value} is not a finite number")
     try:
         config = TypeAdapter(TransformerConfig).validate_json(json.dumps(fields), strict=True)

@@ -58,10 +58,10 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            kind = model_kind(model)
+            self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
+        except (RuntimeError, LookupError, ValueError) as error:
             raise ModelError("not a whole SentencePiece model; copy it again or train the tokenizer again") from error
-        kind = model_kind(model)
-        self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         fault = "its type is neither unigram, BPE nor char" if kind is None else self._fault()
         if kind is None or fault:
             ours = self._pieces[: len(SPECIALS)] == [*SPECIALS[: len(self._pieces)]]  # a damaged one, perhaps

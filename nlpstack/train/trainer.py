@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nlpstack.config import checked
 from nlpstack.data.batch import Batch, Bucketed, Loader
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
@@ -231,11 +232,8 @@ class Trainer:
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
         record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
         record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
-        record |= {
-            "utilisation": round(utilisation, 4),
-            "memory_bytes": memory,
-            "seconds": round(self.state.seconds, 3),
-        }
+        record |= {"utilisation": round(utilisation, 4), "memory_bytes": memory}
+        record |= {"seconds": round(self.state.seconds, 3)}
         self.log.write(record)
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
@@ -262,13 +260,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything."""
         tensors, numbers = optimizer_state(self.model, self.optimizers)
-        state = {
-            **vars(self.state),
-            "optimizer": numbers,
-            "rng": runtime.rng_state(self.device),
-            "scaler": self.scaler.state_dict(),
-            "log_bytes": self.log.sync(),
-        }
+        state = {**vars(self.state), "optimizer": numbers, "rng": runtime.rng_state(self.device)}
+        state |= {"scaler": self.scaler.state_dict(), "log_bytes": self.log.sync()}
         self.checkpoints.save(Checkpoint(trainable_state(self.model), tensors, state), best_step=self.state.best_step)
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
@@ -278,13 +271,17 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint as if never stopped."""
-        self._load(checkpoint.model)
         state = dict(checkpoint.state)
-        restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.pop("optimizer", {}))
-        runtime.set_rng_state(state.pop("rng"), self.device)
-        self.scaler.load_state_dict(state.pop("scaler"))
-        self.log.cut(state.pop("log_bytes"))
-        self.state = TrainState(**state)
+        self.state = checked(TrainState, state, f"{self.checkpoints.folder}: state.json", CheckpointError)
+        try:
+            self._load(checkpoint.model)
+            restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.get("optimizer", {}))
+            runtime.set_rng_state(state["rng"], self.device)
+            self.scaler.load_state_dict(state["scaler"])
+            self.log.cut(state["log_bytes"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+            fault = f"a checkpoint that does not fit the run ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{self.checkpoints.folder}: {fault}; an older one or --overwrite will do") from error
 
 
 def _due(step: int, every: int) -> bool:
