@@ -85,7 +85,7 @@ def info(
     task = config.task if config else TaskConfig()
     scored = 1.0 if isinstance(model, GPT) else task.mask_share if model.mlm_head is not None else 0.0
     cache = kv_cache_bytes(model.config) if model.config.causal else None
-    found = {"name": name, "kind": kind, "shape": asdict(model.config), "parameters": _parameters(model)}
+    found: dict[str, Any] = {"name": name, "kind": kind, "shape": asdict(model.config), "parameters": _parameters(model)}
     found |= {"flops_per_token": flops_per_token(model, predicted=scored), "kv_cache_bytes_per_token": cache}
     return {**found, **_training(model, config, choices, notes.append), "notes": notes}
 

@@ -68,7 +68,7 @@ class TokenShards:
         entries = self.index["shards"]
         self.spec = ShardSpec(**self.index["spec"])
         self.n_bytes: int = self.index["n_bytes"]  # UTF-8 bytes of the text that was tokenized
-        self._arrays = [np.load(folder / f"{entry['name']}.npy", mmap_mode="r") for entry in entries]
+        self._arrays = [np.lib.format.open_memmap(folder / f"{entry['name']}.npy", mode="r") for entry in entries]
         self._starts = list(accumulate(map(len, self._arrays), initial=0))
         table = np.concatenate([np.load(folder / f"{entry['name']}.docs.npy") for entry in entries])
         self.ends, self.words = table[:, 0], table[:, 1]  # (documents,): token after the last one; words in the text
