@@ -84,9 +84,9 @@ def info(
             choices = RunFolder(record.parent, read_toml(record)).choices()
     task = config.task if config else TaskConfig()
     scored = 1.0 if isinstance(model, GPT) else task.mask_share if model.mlm_head is not None else 0.0
-    cache = kv_cache_bytes(model.config) if model.config.causal else None
-    found: dict[str, Any] = {"name": name, "kind": kind, "shape": asdict(model.config), "parameters": _parameters(model)}
-    found |= {"flops_per_token": flops_per_token(model, predicted=scored), "kv_cache_bytes_per_token": cache}
+    found: dict[str, Any] = {"name": name, "kind": kind, "shape": asdict(model.config)}
+    found |= {"parameters": _parameters(model), "flops_per_token": flops_per_token(model, predicted=scored)}
+    found |= {"kv_cache_bytes_per_token": kv_cache_bytes(model.config) if model.config.causal else None}
     return {**found, **_training(model, config, choices, notes.append), "notes": notes}
 
 
