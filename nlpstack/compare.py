@@ -25,6 +25,14 @@ def compare(first: str | Path, second: str | Path) -> list[dict[str, Any]]:
     Raises ConfigError for other data, another task or split, and if no score has the same signature.
     """
     one, two = (_result(Path(path)) for path in (first, second))
+    try:
+        return _rows(first, second, one, two)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        fault = f"not both what eval writes ({type(error).__name__}: {error})"
+        raise DataError(f"{first} and {second}: {fault}; run eval again") from error
+
+
+def _rows(first: object, second: object, one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, Any]]:
     of = ("task", "split", "data", "numpy")  # another numpy may draw other resamples
     then, now = ([r["task"], r["split"], r["hashes"]["data"][:12], r["versions"]["numpy"]] for r in (one, two))
     for what, told, other in zip(of, then, now, strict=True):
@@ -45,7 +53,7 @@ def _result(path: Path) -> dict[str, Any]:
         told = f"has no results; run: nlpstack eval {path}" if path.is_dir() else "no such run or file"
         raise DataError(f"{path}: {told}")
     found = read_json_object(file, DataError).get("results")
-    if not isinstance(found, list) or len(found) != 1:
+    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], dict):
         count = len(found) if isinstance(found, list) else "no"
         raise DataError(f"{file}: holds {count} results; give the result of one model, as eval writes it into its run")
     if lacking := {"hashes", "versions", "resampled"} - found[0].keys():

@@ -135,10 +135,10 @@ def _read_recipe(path: Path, schema: Schema) -> list[Layer]:
 
 
 def _layer(tables: dict[str, Any], path: Path, schema: Schema) -> Layer:
-    sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
-    for name, entries in sections.items():
+    for name, entries in tables.items():
         if not isinstance(entries, dict):
             raise ConfigError(f"{path}: '{name}' stands outside any section; sections are {sorted(schema)}")
+    sections = {name: entries for name, entries in tables.items() if name not in RECORDS}
     return f"{path.parent.name}/{path.name}" if path.parent.name else path.name, sections
 
 
@@ -156,13 +156,25 @@ def check_keys(values: Values, schema: Schema, source: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file and what is wrong with it."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        json.dumps(tables, default=str)  # what is too deep, or too many digits, to be shown is refused here
+        return tables
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def checked(cls: type[T], value: object, place: object, kind: type[NlpstackError]) -> T:
+    """What a file holds as a `cls`; raises `kind`, naming the place and the key, if it is none."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = "".join(f"{part}: " for part in first["loc"])
+        raise kind(f"{place}: {at}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 def near(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -186,7 +198,8 @@ def build(cls: type[T], values: Mapping[str, Any], section: str, origin: Mapping
 def validated(cls: type[T], values: Mapping[str, Any], named: Callable[[str], str], kind: type[NlpstackError]) -> T:
     """A config object of these values; raises `kind`, naming the value, or them all (""), as `named` does."""
     for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
             raise kind(f"{named(key)}={value} must be finite")
     try:
         # As JSON: pydantic's lax mode would turn "3" and true into numbers, its strict mode refuses plain dicts.

@@ -7,6 +7,12 @@ from difflib import get_close_matches
 class NlpstackError(Exception):
     """Anything a user can cause and mend; the message says what, where and how to mend it."""
 
+    def __str__(self) -> str:
+        """The message as one line that a terminal can show, whatever names and values of files it quotes."""
+        text = " ".join(super().__str__().splitlines())
+        shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:2000])
+        return shown + "..." * (len(text) > 2000)
+
 
 class ConfigError(NlpstackError):
     """A recipe, flag or option that cannot be meant."""

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from nlpstack.errors import ConfigError, NlpstackError
 
 MANIFEST = "manifest.json"
 ASIDE_SUFFIX = ".aside"  # where the old folder stands for a moment when two folders cannot be exchanged in one step
+_WORDS = ("tokenizer", "vocab.", "merges.", "special_tokens", "chat_template")  # how a tokenizer's files begin
+_MOST_DEPTH = 100  # of JSON; no file of ours or of others goes beyond a few
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -38,7 +41,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     """Write a file, text as UTF-8, so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
         fsync_path(temporary)
         os.replace(temporary, path)
     finally:
@@ -66,11 +69,19 @@ def writing(path: Path, option: str = "") -> Iterator[None]:
 def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None = None) -> dict[str, Any]:
     """The JSON object in a file, or in its bytes if they are at hand; raises `kind`, naming it, if there is none."""
     try:
+        if data is None and not path.is_file():  # a device might never end
+            raise OSError("there is no such file")
         value = json.loads((path.read_bytes() if data is None else data).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise kind(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
         raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(_MOST_DEPTH):
+        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = list(chain.from_iterable(parts))
+    if level:  # what shows or writes a value would stumble over it
+        raise kind(f"{path}: is nested more than {_MOST_DEPTH} levels deep, as no file of this kind is")
     return value
 
 
@@ -133,22 +144,26 @@ def standing(folder: Path) -> Path:
 def verify_manifest(folder: Path, kind: type[NlpstackError], cure: str) -> bool:
     """Check all files of the manifest, False if there is none; raises `kind` naming the first fault, and the cure."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     entries = read_json_object(path, kind).get("files")
     if not isinstance(entries, dict):
         raise kind(f"{path}: holds no list of files; {cure}")
     for name, entry in entries.items():
         file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
+        is_there = os.path.isfile(file)
+        if {"..", "/"} & {*Path(name).parts} or (is_there and not file.resolve().is_relative_to(folder.resolve())):
             raise kind(f"{path}: names '{name}', which is outside the folder; {cure}")
-        if not file.is_file():
+        if not is_there:
             raise kind(f"{file}: missing, though {MANIFEST} lists it; {cure}")
         told = entry if isinstance(entry, dict) else {}
         if file.stat().st_size != told.get("size"):
             raise kind(f"{file}: {file.stat().st_size} bytes, {MANIFEST} says {told.get('size')}; {cure}")
         if sha256_file(file) != told.get("sha256"):
             raise kind(f"{file}: altered since it was written (its SHA-256 is not the one in {MANIFEST}); {cure}")
+    for file in folder.iterdir() if any(name.startswith(_WORDS) for name in entries) else ():
+        if file.name.startswith(_WORDS) and file.name not in entries:
+            raise kind(f"{file}: is not in {MANIFEST}, so it was put there later; take it away, or {cure}")
     return True
 
 

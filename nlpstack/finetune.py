@@ -78,6 +78,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
     note(f"examples: {counts}; rows of {min(lengths)} to {max(lengths)} tokens; padding {order.padding():.1%}")
     if unknown := train.count(task.tokenizer.unk_id):
         note(f"{unknown:,} of {sum(lengths):,} training tokens are of characters that the tokenizer does not know")
+    hashes = {f"data_{part}": split_key(members) for part, members in find_splits(paths, name).items()}
     return Material(
         model=model,
         task=task,
@@ -87,11 +88,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
         val=val,
         write_samples=lambda: _samples(task, model, val, run),
         baselines=lambda: labelled_baselines(task, splits["train"], val.examples, learn=False),
-        hashes={
-            "tokenizer": task.tokenizer.hash,
-            "model": base[1],
-            **{f"data_{part}": split_key(members) for part, members in find_splits(paths, name).items()},
-        },
+        hashes={"tokenizer": task.tokenizer.hash, "model": base[1], **hashes},
         start=base[0],
     )
 

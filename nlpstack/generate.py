@@ -83,10 +83,12 @@ def default_prompts(path: str | Path) -> list[str]:
     metrics = (folder.parent if folder.name == "model" else folder) / "metrics.jsonl"
     lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
     for line in reversed(lines):
-        with suppress(ValueError):  # empty, or cut short by a killed run
+        with suppress(ValueError, LookupError, TypeError, RecursionError):  # empty, or cut short by a killed run
             record = json.loads(line)
             if isinstance(record, dict) and record.get("samples"):
-                return [sample["prompt"] for sample in record["samples"]]
+                prompts = [sample["prompt"] for sample in record["samples"]]
+                if all(isinstance(prompt, str) for prompt in prompts):
+                    return prompts
     return [""]
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from nlpstack import __version__
 from nlpstack.baselines import SHOWN
+from nlpstack.config import checked
 from nlpstack.data.batch import Batch, Bucketed, Example, Loader, Order
 from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
@@ -155,11 +156,8 @@ class Job:
         figures = read_results(self.folder.path).get("run")
         if figures is None or (self.config.train.steps or 0) > kept.steps or not standing(self.folder.model).exists():
             return None
-        try:
-            return RunResult(**{**figures, "finished_before": True})
-        except TypeError as error:
-            path = self.folder.path
-            raise CheckpointError(f"{path}/results.json: altered, or of another version ({error})") from error
+        done = checked(RunResult, figures, f"{self.folder.path}/results.json: run", CheckpointError)
+        return replace(done, finished_before=True)
 
     def _trainer(self, material: Material, kept: Choices | None) -> Trainer:
         config = self.config
@@ -247,8 +245,7 @@ class Job:
             "training examples": material.order.n_examples,
             **({"task": name, "base": material.start} if (name := self.config.task.name) else {}),
             "license": license_of(Path(material.start)) if material.start else None,
-            "steps": f"{state.step:,} of {trainer.choices.steps:,}",
-            "tokens seen": f"{state.tokens:,}",
+            **{"steps": f"{state.step:,} of {trainer.choices.steps:,}", "tokens seen": f"{state.tokens:,}"},
             "scores on the validation part, with 95 % intervals" if scores else "scores on the validation part": val,
         }
         if self.is_first:

@@ -7,7 +7,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -61,7 +61,7 @@ def png(figure: "Figure", **options: Any) -> bytes:
 def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
     """The losses "train" and "val" of a metrics.jsonl, in nats a token, and "lr", as (step, value); not finite: nan."""
     curves: dict[str, list[tuple[int, float]]] = {"train": [], "val": [], "lr": []}
-    with open(log, encoding="utf-8") as file:
+    with open(log, "rb") as file:
         for line_no, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
@@ -71,8 +71,9 @@ def loss_curves(log: Path) -> dict[str, list[tuple[int, float]]]:
                     curves["lr"].append((step, _number(record["lr"])))
                 if "loss" in record.get("val", {}):
                     curves["val"].append((step, _number(record["val"]["loss"])))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {line[:60]!r}") from error
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+                shown = line[:60].decode(errors="replace")
+                raise DataError(f"{log}:{line_no}: not a record of a step or a validation: {shown!r}") from error
     return curves
 
 
@@ -83,8 +84,10 @@ def _number(value: float | None) -> float:
 def loss_picture(run: Path) -> bytes:
     """A PNG, 800 x 500, of a run's losses over its steps, with the learning rate below and the last scores above."""
     curves = loss_curves(run / "metrics.jsonl")
-    scores = read_results(run).get("run", {}).get("val", {})
-    last = next((f": val {name} {_number(value):.4f}" for name, value in scores.items()), "")
+    last = ""
+    with suppress(LookupError, TypeError, ValueError, AttributeError):  # there are none, or none that eval wrote
+        name, value = next(iter(read_results(run)["run"]["val"].items()), ("", None))
+        last = f": val {name} {_number(value):.4f}" * bool(name)
     with drawing():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -99,7 +102,7 @@ def loss_picture(run: Path) -> bytes:
             (losses, curves["val"], "validation", "C1", "o"),
             (rates, curves["lr"], "learning rate", "C2", "."),
         ):
-            steps, values = np.reshape(points, (-1, 2)).T
+            steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
             axes.plot(steps, values, label=label, color=colour, marker=marker if len(points) <= _FEW else "")
             axes.grid(visible=True, alpha=0.3)
         losses.set(title=title.translate(unknown), ylabel="loss (nats a token)")

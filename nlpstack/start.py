@@ -3,13 +3,12 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nlpstack.config import read_toml
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import standing
 from nlpstack.hub import load_model
 from nlpstack.model import LanguageModel
 from nlpstack.tasks.labelled import Frame
-from nlpstack.train.run import Run, make_run, read_results
+from nlpstack.train.run import Run, make_run, read_record, read_results
 from nlpstack.train.runtime import DTYPES, resolve_device
 
 
@@ -43,7 +42,7 @@ def finished_runs(folder: Path, task: str = "") -> list[Path]:
 
 
 def _task_of(run: Path) -> str:
-    record = read_toml(run / "config.toml")
+    record = read_record(run)
     return record.get("task", {}).get("name") or ("causal_lm" if record.get("model", {}).get("causal") else "masked_lm")
 
 

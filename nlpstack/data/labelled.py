@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
@@ -149,7 +150,7 @@ def labels_in(rows: Sequence[Row], name: str, *, is_json: bool) -> list[Any]:
             continue
         else:
             wanted = "finite"
-        found = f"found {row[name]!r:.60}" if name in row else "but is missing"
+        found = f"found {reprlib.repr(row[name])}" if name in row else "but is missing"
         raise DataError(f"{where}: '{name}' must be {wanted}, {found}")
     if name == "score" or float in map(type, values):
         return [float(str(value)) for value in values]
@@ -277,7 +278,7 @@ def text_field(where: str, row: dict[str, Any], name: str, *, many: bool = False
     if isinstance(texts, list) and texts and all(map(_is_text, texts)):
         return tuple(texts) if many else texts[0]
     wanted = "list of texts, none of them empty or" if many else "text, neither empty nor"
-    found = f"found {row[name]!r:.60}" if name in row else "but is missing"
+    found = f"found {reprlib.repr(row[name])}" if name in row else "but is missing"
     raise DataError(f"{where}: '{name}' must be a {wanted} with lone surrogates, {found}")
 
 

@@ -7,7 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from nlpstack.errors import DataError
 from nlpstack.samples import sample
 
 PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
+LINE_BYTES = 1 << 27  # of the longest line that is read whole
 Note = Callable[[str], None]  # takes a line that says what was done
 SplitFiles = dict[str, list[Path]]  # by the name of the split
 SUFFIXES = (".txt", ".jsonl")
@@ -136,7 +137,7 @@ def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterato
         if corpus_suffix(path) == ".jsonl":
             yield from _read_jsonl(path, note_once)
         elif documents == "paragraphs":
-            yield from _paragraphs(_text_blocks(path, note_once))
+            yield from _paragraphs(text_lines(path, note_once, _BAD_BYTE[1:], with_ends=True))
         else:
             yield from _mark_last(_text_blocks(path, note_once))
 
@@ -180,25 +181,17 @@ def _decode(data: bytes, offset: int, path: Path, note: Note, fault: str = _BAD_
     return text
 
 
-def _paragraphs(blocks: Iterator[str]) -> Iterator[Piece]:
+def _paragraphs(lines: Iterator[str]) -> Iterator[Piece]:
     """Each run of lines between lines that are empty or white space is a document, without its last line's end."""
-    for is_blank, lines in groupby(_lines(blocks), key=lambda line: not line.strip()):
+    for is_blank, part in groupby(lines, key=lambda line: not line.strip()):
         held = ""  # of the paragraph, not handed on yet
-        for line in () if is_blank else lines:
+        for line in () if is_blank else part:
             if len(held) >= PIECE_BYTES:
                 yield Piece(held, last=False)
                 held = ""
             held += line
         if held:
             yield Piece(held.rstrip("\r\n"), last=True)
-
-
-def _lines(blocks: Iterator[str]) -> Iterator[str]:
-    rest = ""
-    for block in blocks:
-        *lines, rest = (rest + block).split("\n")
-        yield from (f"{line}\n" for line in lines)
-    yield rest
 
 
 def _read_jsonl(path: Path, note: Note) -> Iterator[Piece]:
@@ -250,14 +243,18 @@ def _cut_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def text_lines(path: Path, note: Note, fault: str = "not UTF-8 at byte {at}") -> Iterator[str]:
+def text_lines(
+    path: Path, note: Note, fault: str = "not UTF-8 at byte {at}", *, with_ends: bool = False
+) -> Iterator[str]:
     """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said.
 
     `fault` is how a bad byte is told: its place `at` in the file, `start` in the line, and the `byte` itself.
     """
     offset = 0
     with open_packed(path) as file:
-        for number, data in enumerate(file, 1):
+        for number, data in enumerate(iter(partial(file.readline, LINE_BYTES + 1), b""), 1):
+            if len(data) > LINE_BYTES:  # a small packed file may hold one that no memory does
+                raise DataError(f"{path}:{number}: a line of more than {LINE_BYTES:,} bytes; cut it")
             line = _decode(data, offset, path, note, f"{number}: {fault}")
-            yield line.removesuffix("\n").removesuffix("\r")
+            yield line if with_ends else line.removesuffix("\n").removesuffix("\r")
             offset += len(data)

@@ -69,7 +69,7 @@ class TokenShards:
         self.n_bytes: int = sum(index["n_bytes"] for index in indexes)  # UTF-8 bytes of the text that was tokenized
         first = accumulate((index["n_tokens"] for index in indexes), initial=0)
         parts = [(f"{d}/{e['name']}", n) for d, i, n in zip(folders, indexes, first, strict=False) for e in i["shards"]]
-        self._arrays = [np.load(f"{name}.npy", mmap_mode="r") for name, _ in parts]
+        self._arrays = [np.lib.format.open_memmap(f"{name}.npy", mode="r") for name, _ in parts]
         self._starts = list(accumulate(map(len, self._arrays), initial=0))
         table = np.concatenate([np.add(np.load(f"{name}.docs.npy"), (n, 0)) for name, n in parts])
         self._first = int(table[documents.start - 1, 0]) if documents.start else 0
@@ -106,7 +106,7 @@ def load_or_tokenize(
     assert bool(spec.sentences) == (segment is not None)
     folder = cache / spec.key
     if (folder / INDEX).exists():
-        with suppress(DataError):
+        with suppress(DataError, LookupError, TypeError, ValueError, EOFError):
             if whole_spec(folder) == spec:
                 shards = TokenShards(folder)
                 report(f"tokenized before: {len(shards):,} tokens in {folder}")
@@ -132,7 +132,7 @@ def found_shards(paths: Sequence[str]) -> list[Path]:
 
 def whole_spec(folder: Path) -> ShardSpec:
     """What the tokens of a folder stand for; DataError if any of its files is not what was written."""
-    with suppress(KeyError, TypeError):
+    with suppress(LookupError, TypeError, ValueError):
         index = read_json_object(folder / INDEX, DataError)
         spec = ShardSpec(**index["spec"])
         if all(_whole(folder, entry, spec) for entry in index["shards"]):
@@ -142,12 +142,13 @@ def whole_spec(folder: Path) -> ShardSpec:
 
 def _whole(folder: Path, entry: dict[str, Any], spec: ShardSpec) -> bool:
     paths = {key: folder / f"{entry['name']}{suffix}" for key, suffix in spec.files.items()}
-    return all(path.is_file() and sha256_file(path) == entry[key] for key, path in paths.items())
+    inside = (path.parent == folder and path.is_file() for path in paths.values())
+    return all(inside) and all(sha256_file(path) == entry[key] for key, path in paths.items())
 
 
 def _whole_entries(folder: Path, spec: ShardSpec) -> Iterator[dict[str, Any]]:
     """Entries of the shards that an earlier, unfinished run left whole."""
-    with suppress(DataError, KeyError):
+    with suppress(DataError, KeyError, TypeError):
         for number in count():
             entry = read_json_object(folder / f"shard-{number:05d}.json", DataError)
             if entry["spec"] != asdict(spec) or not _whole(folder, entry, spec):

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor, nn
 
-from nlpstack.config import validated
+from nlpstack.config import checked, validated
 from nlpstack.errors import ModelError
 from nlpstack.files import read_json_object, verify_manifest
 from nlpstack.hub import families
@@ -23,7 +24,7 @@ Linears = dict[str, tuple[str, ...]]  # the family's name of a linear layer -> o
 _ROOT = "base_model.model."  # before every name in a PEFT file
 _TASKS: Mapping[str, tuple[Head, ...]] = {"SEQ_CLS": ("pooler", "sequence"), "TOKEN_CLS": ("tokens",)}
 _PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
-_PART = re.compile(rf"(.*)\.({'|'.join(_PARTS)})")
+_PART = re.compile(rf"(.*)\.({'|'.join(map(re.escape, _PARTS))})")
 _MEND = "copy the folder again, or train the adapter again"
 
 
@@ -112,6 +113,15 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return cast(nn.Linear, getattr(layer, "base", layer))
 
 
+@dataclass
+class _Ours:
+    base: str
+    base_sha256: str
+    heads: list[Head]
+    lora: LoRAConfig
+    labels: Labels | None
+
+
 class _Read(NamedTuple):
     file: Path  # of the tensors
     asked: Mapping[str, Any]  # by PEFT's file
@@ -130,6 +140,7 @@ def load_adapter(
     verify_manifest(folder, ModelError, _MEND)
     asked = read_json_object(folder / ADAPTER_CONFIG, ModelError)
     ours = read_json_object(folder / OURS, ModelError) if (folder / OURS).is_file() else {}
+    ours = asdict(checked(_Ours, ours, folder / OURS, ModelError)) if ours else {}
     config = _read_lora(asked, ours, folder / ADAPTER_CONFIG)
     named = ours.get("base") or asked.get("base_model_name_or_path")
     place = Path(base) if base is not None else _find_base(folder, named)
@@ -186,14 +197,18 @@ def _assemble(base: LanguageModel, read: _Read) -> LanguageModel:
         else:
             values[name] = tensor  # for which there is no place
     sizes: dict[str, AdapterSize] = {}
-    patterns = read.asked.get("alpha_pattern") or {}
-    usual = read.asked.get("lora_alpha", read.config.alpha)
+    place = read.file.with_name(ADAPTER_CONFIG)
+    usual = checked(FiniteFloat, read.asked.get("lora_alpha", read.config.alpha), f"{place}: lora_alpha", ModelError)
+    given = read.asked.get("alpha_pattern") or {}
+    patterns = checked(dict[str, FiniteFloat], given, f"{place}: alpha_pattern", ModelError)
+    if odd := [key for key in patterns if not re.fullmatch(r"[\w.^|]+", key)]:  # others may take for ever to match
+        raise ModelError(f"{place}: alpha_pattern {odd[0]!r} is not supported; names of layers are")
     for whole, there in families.stored_names(family, [f"{name}.weight" for name in grouped]).items():
         module = whole.removesuffix(".weight")
         if module not in linears:
             raise ModelError(f"{read.file}: adapts {module}, which is no linear layer of the base's blocks; {_MEND}")
         # The first pattern that matches the end of a name counts.
-        alpha = float(next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), usual))
+        alpha = next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), usual)
         for name, size, one in _split(model, linears[module], grouped[there.removesuffix(".weight")], alpha, read):
             sizes[name] = size
             values |= {f"{name}.{part}": tensor for part, tensor in one.items()}
@@ -237,10 +252,10 @@ def _with_heads(base: BERT, read: _Read) -> BERT:
     heads = tuple(head for head in ALL_HEADS if head in wanted)
     labels = None
     if {"sequence", "tokens"} & set(heads):
-        outputs = (len(t) for name, t in read.tensors.items() if re.search(r"classifier\.(out_proj\.)?weight$", name))
+        there = (t for name, t in read.tensors.items() if re.search(r"classifier\.(out_proj\.)?weight$", name))
+        outputs = (len(t) for t in there if t.dim() and t.numel())
         labels = base.labels or Labels(tuple(f"LABEL_{number}" for number in range(next(outputs, 0))))
-        if given := read.ours.get("labels"):
-            labels = Labels(tuple(given["names"]), given["problem"])
+        labels = read.ours.get("labels") or labels
     try:
         with on_meta():
             model = BERT(base.config, base.tokenizer, heads=heads, labels=labels)

@@ -23,11 +23,8 @@ def shape_facts(model: LanguageModel) -> dict[str, object]:
         **({"outputs": heads} if isinstance(model, BERT) else {}),
         **({"adapts": model.base[0]} if model.base else {}),  # with adapters: the folder of the base
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": config.n_layers,
-        "dim": config.dim,
-        "heads": config.n_heads,
-        "context": f"{config.max_seq_len:,} tokens",
-        "vocabulary": config.vocab_size,
+        **{"layers": config.n_layers, "dim": config.dim, "heads": config.n_heads},
+        **{"context": f"{config.max_seq_len:,} tokens", "vocabulary": config.vocab_size},
     }
 
 

@@ -259,12 +259,12 @@ def _on_meta(config: TransformerConfig, values: families.Json, sizes: families.S
     for head, name in (("nsp", "next-sentence head"), ("sequence", "classifier of texts")):
         if head in heads and "pooler" not in heads and not config.causal:
             raise ModelError(f"{file}: holds a {name}, but lacks the pooler that it stands on; {MEND}")
-    outputs = [size[0] for name, size in sizes.items() if name.endswith(_OUTPUTS)]
+    outputs = [size[0] for name, size in sizes.items() if name.endswith(_OUTPUTS) and size and all(size)]
     labels = families.read_labels(values, (outputs or [1])[-1], source) if {"sequence", "tokens"} & set(heads) else None
     try:
         with on_meta():
             return GPT(config) if config.causal else BERT(config, heads=heads, labels=labels)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, OverflowError) as error:
         raise ModelError(f"{source}: sizes that no tensor can have; {MEND}") from error
 
 

@@ -27,6 +27,7 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte for at, byte in enumerate(_OTHERS)}
 _MEND = "copy the folder again"
+_MOST_GAPS = 10_000  # ids without a piece
 
 # Of GGUF files.
 _SPECIAL, _USER_DEFINED = (2, 3), 4  # kinds of tokens that no merge makes: what is unknown, control; words
@@ -80,6 +81,8 @@ class PublishedTokenizer(Tokenizer):
         self.mask_token = roles.get("mask")
         self.special_ids = frozenset(ids[spelling] for spelling in special)
         self.vocab_size = max(ids.values(), default=-1) + 1
+        if self.vocab_size > 2 * len(ids) + _MOST_GAPS:  # each would take memory
+            raise ModelError(f"{file}: has ids up to {self.vocab_size - 1:,} for {len(ids):,} pieces; {_MEND}")
         spelled = {token: piece for piece, token in ids.items()}
         self._pieces = [spelled.get(token, "") for token in range(self.vocab_size)]
         self._read_style(file, spec, found)

@@ -58,12 +58,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+            specs = wire_values(model, _TRAINER_SPEC)
+            types = [model[at] for spec in specs for at, _ in wire_values(model, _MODEL_TYPE, *spec)]
+            kind = _KINDS.get(types[-1]) if types else "unigram"  # which SentencePiece may leave out
+            self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
+        except (RuntimeError, LookupError, ValueError) as error:
             raise ModelError("not a whole SentencePiece model; copy it again or train the tokenizer again") from error
-        specs = wire_values(model, _TRAINER_SPEC)
-        types = [model[at] for spec in specs for at, _ in wire_values(model, _MODEL_TYPE, *spec)]
-        kind = _KINDS.get(types[-1]) if types else "unigram"  # which SentencePiece may leave out
-        self._pieces: list[str] = self._processor.IdToPiece(list(range(len(self._processor))))
         fault = "its type is neither unigram, BPE nor char" if kind is None else self._fault()
         if kind is None or fault:
             ours = self._pieces[: len(SPECIALS)] == [*SPECIALS[: len(self._pieces)]]  # a damaged one, perhaps

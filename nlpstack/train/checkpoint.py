@@ -49,7 +49,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(path.name[5:]) for path in self.folder.glob(f"step-{'[0-9]' * 8}") if path.is_dir())
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
@@ -97,7 +97,10 @@ class Checkpoints:
         folder = self.path(step)
         if not verify_manifest(folder, CheckpointError, "an older checkpoint or --overwrite will do"):
             raise CheckpointError(f"{folder}: has no manifest, so it was never finished")
-        return read_json_object(folder / "state.json", CheckpointError)
+        state = read_json_object(folder / "state.json", CheckpointError)
+        if state.get("step") != step:
+            raise CheckpointError(f"{folder / 'state.json'}: is of step {state.get('step')!r:.20}, not of {step}")
+        return state
 
 
 def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Annotated, Any, ClassVar, Literal, get_type_hints
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import dataclasses as pydantic_dataclasses
 
-from nlpstack.config import Resolved, read_toml, resolve, to_toml
+from nlpstack.config import Resolved, checked, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
 from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_file
@@ -226,11 +226,8 @@ class RunFolder:
 
     def choices(self) -> Choices | None:
         """What the run settled at step 0; None if it never got there."""
-        made = self.record.get("choices")
-        try:
-            return Choices(**made) if made else None
-        except TypeError as error:
-            raise CheckpointError(f"{self.path}/config.toml: [choices] is of another version ({error})") from error
+        made, place = self.record.get("choices"), f"{self.path}/config.toml: [choices]"
+        return checked(Choices, made, place, CheckpointError) if made else None
 
 
 @contextmanager
@@ -265,8 +262,12 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A run's config.toml; nothing if the folder has none."""
-    return read_toml(path / "config.toml") if (path / "config.toml").exists() else {}
+    """A run's config.toml, every value checked; nothing if the folder has none."""
+    file = path / "config.toml"
+    if not file.exists():
+        return {}
+    values = resolve(file, SECTIONS, {}).values()
+    return {**read_toml(file), **json.loads(json.dumps(values))}  # tuples as lists, as in TOML
 
 
 def read_results(path: Path) -> dict[str, Any]:

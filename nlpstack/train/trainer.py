@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nlpstack.config import checked
 from nlpstack.data.batch import Batch, Bucketed, Loader
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
@@ -278,14 +279,18 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint as if never stopped."""
-        self._load(checkpoint.model)
         state = dict(checkpoint.state)
-        restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.pop("optimizer", {}))
-        rng = state.pop("rng")
-        runtime.set_rng_state(rng[runtime.rank() % len(rng)], self.device)
-        self.scaler.load_state_dict(state.pop("scaler"))
-        self.log.cut(state.pop("log_bytes"))
-        self.state = TrainState(**state)
+        self.state = checked(TrainState, state, f"{self.checkpoints.folder}: state.json", CheckpointError)
+        try:
+            self._load(checkpoint.model)
+            restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.get("optimizer", {}))
+            rng = state["rng"]
+            runtime.set_rng_state(rng[runtime.rank() % len(rng)], self.device)
+            self.scaler.load_state_dict(state["scaler"])
+            self.log.cut(state["log_bytes"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
+            fault = f"a checkpoint that does not fit the run ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{self.checkpoints.folder}: {fault}; an older one or --overwrite will do") from error
 
 
 def _due(step: int, every: int) -> bool:
