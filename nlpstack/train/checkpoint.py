@@ -48,7 +48,7 @@ class Checkpoints:
             write_tensors(folder / "optimizer.safetensors", checkpoint.optimizer)
             (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
         for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step}:
-            shutil.rmtree(self.path(old))
+            shutil.rmtree(self.path(old), ignore_errors=True)  # what cannot be deleted now is tried after the next
 
     def load_newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole, after naming the damaged ones passed over; None if there is none."""

@@ -17,7 +17,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from nlpstack.config import Resolved, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
-from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_file
+from nlpstack.files import ASIDE_SUFFIX, naming, read_json_object, remove_leftovers, write_file
 from nlpstack.model import TransformerConfig
 from nlpstack.model.lora import LoRAConfig
 from nlpstack.recipes import find_recipe
@@ -169,8 +169,9 @@ class RunFolder:
         """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
         cls.check(path, resume=resume, overwrite=overwrite)
         folder, is_new = cls(path), not path.exists()
-        with _take_lock(path):
+        with _take_lock(path), naming(path):
             try:
+                cls.check(path, resume=resume, overwrite=overwrite)  # another run may have been made meanwhile
                 if resume:
                     folder.record = read_record(path)
                 yield folder
@@ -317,12 +318,12 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record as one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
 
     def sync(self) -> int:
         """Force what was written onto the disk; its length in bytes comes back."""
-        with open(self.path, "ab") as file:
+        with naming(self.path), open(self.path, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 
