@@ -17,7 +17,7 @@ from nlpstack.errors import NlpstackError
 
 USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
 # What the machine refuses for want of rights, space or a sensible path is the user's to mend.
-REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
@@ -54,6 +54,7 @@ def run() -> None:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
+        os.getcwd()  # where the folder is gone, libraries end the process in ways of their own
         result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
@@ -72,15 +73,15 @@ def _exit_code(arguments: list[str]) -> int:
         if isinstance(error, NlpstackError):
             return _complain(str(error), USAGE)
         if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in REFUSALS:
-            return _complain(f"{error.filename or 'stdout'}: {error.strerror}; make room or give another place", USAGE)
+            place = error.filename or ("the current folder" if error.errno == errno.ENOENT else "stdout")
+            return _complain(f"{place}: {error.strerror}; make room or give another place", USAGE)
         trace = "--debug shows the traceback, which cannot be saved"
         with suppress(OSError), NamedTemporaryFile(prefix="nlpstack-fault-", suffix=".txt", delete=False) as file:
             file.write(traceback.format_exc().encode(errors="replace"))
             trace = f"traceback in {file.name}"
         return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); {trace}", FAULT)
     except BaseException as error:
-        signum = getattr(error, "signum", None)  # train.runtime.Stopped, not imported: it would load torch
-        if signum is None:
+        if (signum := getattr(error, "signum", None)) is None:  # not train.runtime.Stopped, which would load torch
             raise
         after = " before the first step"
         if getattr(error, "resumable", False):

@@ -52,9 +52,8 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     gates = parse_gates(given["fail_under"])
     if given["report"]:
         check_report()
-    for name in ("save", "report"):
-        if given[name]:
-            check_output(Path(given[name]), f"--{name} ")
+    for name in filter(given.get, ("save", "report")):
+        check_output(Path(given[name]), f"--{name} ")
     options = EvalOptions(
         ignore_unknown=given["unknown_labels"] == "ignore",
         flags={name: given[name] for name in ("window", "stride", "lowercase")},
