@@ -101,7 +101,7 @@ def run_and_stop(
         process.send_signal(number)
         time.sleep(rng.choice((0, rng.uniform(0, 0.03))))
     _, said = process.communicate(timeout=DEADLINE_SECONDS)
-    return Stopped(process.returncode, said, moment, sent)
+    return Stopped(process.returncode, said.removeprefix("\n"), moment, sent)  # the line stands below a terminal's ^C
 
 
 def check(stopped: Stopped, words: Sequence[object], out: Path, expected: Outcome) -> str:

@@ -29,7 +29,7 @@ from nlpstack.train.checkpoint import KEPT, Checkpoint, Checkpoints
 from tests.faults.failing import ROOT
 from tests.faults.kill_and_resume import outcome
 from tests.faults.subjects import SHAPE, require
-from tests.tiny import pretrain, write_text
+from tests.tiny import nlpstack, pretrain, write_text
 
 # Loads all that a run loads, then waits for the word to start, so that two of them start at one moment.
 WAITING = """
@@ -86,8 +86,8 @@ def torture_pairs(folder: Path, *, pairs: int, seed: int) -> Counter[str]:
     """So many pairs, of all kinds in turn; AssertionError at the first that goes wrong."""
     rng, results = random.Random(seed), Counter[str]()
     text = write_text(folder)
-    (code, said), *_ = start_together([command(text, folder / "lone" / "a")], [0])
-    require(code == 0, said)
+    lone = nlpstack(*command(text, folder / "lone" / "a"))
+    require(lone.code == 0, lone.err)
     expected = outcome(folder / "lone" / "a")
     for number in range(pairs):
         kind, delay = KINDS[number % len(KINDS)], rng.choice((0, 0, rng.uniform(0, 0.02), rng.uniform(0, 0.5)))
