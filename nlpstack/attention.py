@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from nlpstack import report
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import check_output, write_file, writing
+from nlpstack.files import check_output, write_file
 from nlpstack.model import BERT, LanguageModel, Transformer
 from nlpstack.start import frame, open_model
 from nlpstack.train.runtime import session
@@ -66,11 +66,9 @@ def attention(
         heads = range(n_heads) if head is None or suffix == ".html" else [head]
         pattern = _pattern(ready, name, text, layers, heads, suffix)
     if suffix == ".png":
-        data = report.attention_picture(pattern)
+        write_file(path, report.attention_picture(pattern))
     else:
-        data = report.attention_page(pattern, layer=layer or 0, head=head or 0).encode()
-    with writing(path):
-        write_file(path, data)
+        write_file(path, report.attention_page(pattern, layer=layer or 0, head=head or 0))
     labels = [report.token_label(token) for token in pattern.tokens]
     return AttentionResult(out=str(out), layers=list(layers), heads=list(heads), tokens=labels)
 

@@ -16,7 +16,7 @@ from nlpstack.data.batch import by_length, pad_batch
 from nlpstack.data.readers import PACKED, SUFFIXES, corpus_suffix, json_text, mute, text_lines
 from nlpstack.decode.loop import evaluating
 from nlpstack.errors import ConfigError, DataError, ModelError
-from nlpstack.files import check_output, sha256_file, write_file, writing
+from nlpstack.files import check_output, sha256_file, write_file
 from nlpstack.metrics.classification import Vectors, mean_cosine
 from nlpstack.model import GPT, LanguageModel
 from nlpstack.model.heads import mean_pooled
@@ -128,10 +128,8 @@ def embed(
         if found.zscore is not None and found.zscore is not saved:
             target = Path(f"{Path(out)}.zscore.npz")
             found = replace(found, zscore_out=str(target))
-            with writing(target):
-                write_file(target, _packed(vars(found.zscore)))
-        with writing(Path(out)):
-            write_file(Path(out), _packed(vectors))
+            write_file(target, _packed(vars(found.zscore)))
+        write_file(Path(out), _packed(vectors))
     return found
 
 

@@ -40,13 +40,25 @@ def fsync_path(path: Path) -> None:
 def write_file(path: Path, data: bytes | str) -> None:
     """Write a file, text as UTF-8, so that a reader, or a crash, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with naming(path):
+        try:
+            temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
+            fsync_path(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While `path` is written: what the system refuses without saying where, such as room, is said of it."""
     try:
-        temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
-        fsync_path(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
+        yield
+    except OSError as error:
+        if error.errno and os.sep not in str(error.filename or ""):  # no name, or one inside a folder
+            error.filename = str(path)
+        raise
 
 
 def check_output(path: Path, option: str = "") -> None:
@@ -55,15 +67,6 @@ def check_output(path: Path, option: str = "") -> None:
         raise ConfigError(f"{option}{path}: is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"{option}{path}: there is no folder {path.parent}; make it first")
-
-
-@contextmanager
-def writing(path: Path, option: str = "") -> Iterator[None]:
-    """While an output file is written: what the machine refuses is the fault of who named it."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{option}{path}: cannot be written ({error.strerror}); give another place") from error
 
 
 def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None = None) -> dict[str, Any]:
@@ -89,8 +92,7 @@ def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None =
 def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` once the block ends without an error.
 
-    Everything in it is forced to disk before the exchange; the manifest (size and SHA-256 of each file but those
-    named in `free_text`) is written last.
+    All in it is forced to disk before, the manifest (size and SHA-256 of each file not in `free_text`) last.
     """
     target = target.resolve()  # of a link it is what it points to that is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,16 +100,16 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        entries = {}
-        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that no other user may read
-            fsync_path(path)
-            name = path.relative_to(temporary).as_posix()
-            if name not in free_text:
-                entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        write_file(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
-        publish(temporary, target)
+        with naming(target):
+            yield temporary
+            entries = {}
+            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that no other user may read
+                fsync_path(path)
+                if (name := path.relative_to(temporary).as_posix()) not in free_text:
+                    entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+            write_file(temporary / MANIFEST, json.dumps({"files": entries}, indent=1) + "\n")
+            publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -130,9 +132,8 @@ def publish(folder: Path, target: Path) -> None:
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two paths with Linux's renameat2; False where system or file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if renameat2 is None:
-        return False
-    return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
+    places = _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second)
+    return renameat2 is not None and bool(renameat2(*places, _RENAME_EXCHANGE) == 0)
 
 
 def standing(folder: Path) -> Path:

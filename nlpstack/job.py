@@ -129,8 +129,9 @@ class Job:
             try:
                 trainer.train()
             except Stopped as stopped:
-                self._write_model(trainer, material)
-                raise Stopped(stopped.signum, saved=str(self.folder.path)) from None
+                if stopped.saved:  # between two steps, not at once in the middle of one
+                    self._write_model(trainer, material)
+                raise
             return self._finish(trainer, material)
 
     def rehearse(self) -> None:
@@ -313,7 +314,11 @@ def run_job(
     with RunFolder.open(out, resume=resume, overwrite=overwrite) as folder:
         if folder.record:
             folder.check_unchanged(run)
-        result = Job(run, options, folder, reporter, prepare).execute()
+        try:
+            result = Job(run, options, folder, reporter, prepare).execute()
+        except Stopped as stopped:
+            stopped.resumable = bool(folder.record) and (out / "config.toml").exists()
+            raise
     if not runtime.rank() and not (result.finished_before and (out / LOSS_PICTURE).exists()):
         with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
             add_loss_picture(out, reporter.say)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from shlex import join
 from tempfile import NamedTemporaryFile
@@ -17,7 +17,7 @@ from nlpstack.errors import ConfigError, NlpstackError
 
 USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
 # What the machine refuses for want of rights, space or a sensible path is the user's to mend.
-REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
@@ -41,11 +41,20 @@ for name in (
 
 def run() -> None:
     """The `nlpstack` command: exit codes as promised, one line an error, a traceback only under --debug."""
-    sys.exit(_exit_code(sys.argv[1:]))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # else a file would take a closed one's place
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    code = _exit_code(sys.argv[1:])
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:  # its reader has gone or its disk is full, and the flush at exit must not fail again
+            setattr(sys, name, None)
+    sys.exit(code)
 
 
 def _exit_code(arguments: list[str]) -> int:
     try:
+        os.getcwd()  # where the folder is gone, libraries end the process in ways of their own
         with _processes(arguments):
             result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -53,14 +62,11 @@ def _exit_code(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 on; its message is the whole help
             error.show()
             return USAGE
-        context = getattr(error, "ctx", None)
-        hint = f" (see: {context.command_path} --help)" if context is not None else ""
+        hint = f" (see: {context.command_path} --help)" if (context := getattr(error, "ctx", None)) else ""
         return _complain(f"{' '.join(error.format_message().split())}{hint}", USAGE)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing may be written any more, not even at exit.
-        sys.stdout = None
+    except BrokenPipeError:  # whoever read our output has gone
         return 128 + signal.SIGPIPE
     except Exception as error:
         if "--debug" in arguments:
@@ -68,18 +74,21 @@ def _exit_code(arguments: list[str]) -> int:
         if isinstance(error, NlpstackError):
             return _complain(str(error), USAGE)
         if isinstance(error, OSError) and errno.errorcode.get(error.errno or 0) in REFUSALS:
-            return _complain(f"{error.filename or 'a file'}: {error.strerror}; make room or give another place", USAGE)
-        with NamedTemporaryFile("w", prefix="nlpstack-fault-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); traceback in {file.name}", FAULT)
+            place = error.filename or ("the current folder" if error.errno == errno.ENOENT else "stdout")
+            return _complain(f"{place}: {error.strerror}; make room or give another place", USAGE)
+        trace = "--debug shows the traceback, which cannot be saved"
+        with suppress(OSError), NamedTemporaryFile(prefix="nlpstack-fault-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc().encode(errors="replace"))
+            trace = f"traceback in {file.name}"
+        return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); {trace}", FAULT)
     except BaseException as error:
-        signum = getattr(error, "signum", None)  # train.runtime.Stopped, not imported: it would load torch
-        if signum is None:
+        if (signum := getattr(error, "signum", None)) is None:  # not train.runtime.Stopped, which would load torch
             raise
         after = " before the first step"
-        if getattr(error, "saved", ""):
+        if getattr(error, "resumable", False):
             words = [word for word in arguments if word not in ("--overwrite", "--resume")]
-            after = f", saved; go on with: {join(['nlpstack', *words, '--resume'])}"
+            typed = join(["nlpstack", *words, "--resume"]).replace("\n", "'$'\\n''")  # one line, as bash reads it
+            after = f"{', saved' if getattr(error, 'saved', '') else ' at once'}; go on with: {typed}"
         return _complain(f"stopped by {signal.Signals(signum).name}{after}", 128 + signum)
 
 
@@ -95,5 +104,6 @@ def _processes(arguments: list[str]) -> AbstractContextManager[None]:
 
 
 def _complain(text: str, code: int) -> int:
-    click.echo(f"nlpstack: {' '.join(text.splitlines())}", err=True)
+    with suppress(OSError):  # stderr may be full
+        click.echo("nlpstack: " + text.replace("\n", " "), err=True)
     return int(code)

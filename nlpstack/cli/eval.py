@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nlpstack.cli import options as shared
-from nlpstack.files import check_output, write_file, writing
+from nlpstack.files import check_output, write_file
 
 
 @click.command("eval")
@@ -30,9 +30,7 @@ from nlpstack.files import check_output, write_file, writing
 @click.option("--examples", type=click.IntRange(0), help="Also the N worst, and scores by length and label.")
 @click.option("--save", metavar="FILE", help="Also write the results to this JSON file.")
 @click.option("--report", metavar="FILE.html", help="Also a page with tables and pictures (extra `report`).")
-@click.option(
-    "--fail-under", multiple=True, metavar="METRIC=VALUE", help="Exit code 1 if a score is worse; repeatable."
-)
+@click.option("--fail-under", multiple=True, metavar="METRIC=VALUE", help="Exit code 1 if worse; repeatable.")
 @shared.machine_options
 @shared.set_option
 @shared.output_options
@@ -54,9 +52,8 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     gates = parse_gates(given["fail_under"])
     if given["report"]:
         check_report()
-    for name in ("save", "report"):
-        if given[name]:
-            check_output(Path(given[name]), f"--{name} ")
+    for name in filter(given.get, ("save", "report")):
+        check_output(Path(given[name]), f"--{name} ")
     options = EvalOptions(
         ignore_unknown=given["unknown_labels"] == "ignore",
         flags={name: given[name] for name in ("window", "stride", "lowercase")},
@@ -79,11 +76,9 @@ def eval_command(models: tuple[str, ...], **given: Any) -> int:
     if rank():  # of several processes the first writes and answers
         return 0
     if given["save"]:
-        with writing(save := Path(given["save"]), "--save "):
-            write_file(save, json.dumps({"results": results}, ensure_ascii=False) + "\n")
+        write_file(Path(given["save"]), json.dumps({"results": results}, ensure_ascii=False) + "\n")
     if given["report"]:
-        with writing(page := Path(given["report"]), "--report "):
-            write_file(page, report_page(results))
+        write_file(Path(given["report"]), report_page(results))
     if given["as_json"]:
         shown = [{key: value for key, value in result.items() if key != "resampled"} for result in results]
         shared.echo_json({"results": shown})

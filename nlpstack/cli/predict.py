@@ -9,7 +9,7 @@ import click
 
 from nlpstack.cli import options as shared
 from nlpstack.errors import ConfigError
-from nlpstack.files import check_output, writing
+from nlpstack.files import check_output, naming
 
 
 @click.command("predict")
@@ -18,9 +18,7 @@ from nlpstack.files import check_output, writing
 @shared.base_option
 @click.option("--out", metavar="FILE", help="Write the lines there instead of to stdout.")
 @click.option("--resume", is_flag=True, help="Go on behind the whole lines that stand in --out.")
-@click.option(
-    "--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of several labels a text."
-)
+@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of several labels.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=128, help="Of generated text.")
 @shared.machine_options
@@ -55,13 +53,13 @@ def predict_command(source: str, model: str, out: str | None, resume: bool, **gi
     if done:
         note(f"{out}: goes on behind {done:,} lines")
     place = os.devnull if rank() else out  # of several processes the first writes
-    with writing(Path(out), "--out "), open(place, "a", encoding="utf-8") as file:
+    with naming(Path(out)), open(place, "a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
 def _whole_lines(path: str, *, resume: bool) -> int:
     """How many lines of an earlier start stand in a file, a broken last one cut off; a file is not replaced."""
-    if not os.path.exists(path):
+    if not Path(path).exists():
         check_output(Path(path), "--out ")
         return 0
     if not resume:

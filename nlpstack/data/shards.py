@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 
 from nlpstack.data.readers import Note, Piece
 from nlpstack.errors import DataError
-from nlpstack.files import fsync_path, read_json_object, sha256_file, write_file
+from nlpstack.files import naming, read_json_object, sha256_file, write_file
 
 FORMAT = 2
 SHARD_TOKENS = 1 << 24  # tokens in a shard, at least: up to 64 MB, which a killed run may have to do again
@@ -114,7 +115,8 @@ def load_or_tokenize(
         report(f"{folder}: damaged or of another kind; tokenizing again")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _Writer(folder, spec, report).run(pieces(), encode, segment or (lambda text: [text]))
+    with naming(folder):
+        _Writer(folder, spec, report).run(pieces(), encode, segment or (lambda text: [text]))
     return TokenShards(folder)
 
 
@@ -245,9 +247,8 @@ class _Writer:
         if self.spec.sentences:
             tables[".sents.npy"] = np.frombuffer(self.sentences, dtype=np.int64)
         for suffix, table in tables.items():
-            np.save(self.temporary, table, allow_pickle=False)
-            fsync_path(self.temporary)
-            os.replace(self.temporary, self.folder / f"{self.name}{suffix}")
+            np.save(saved := io.BytesIO(), table, allow_pickle=False)  # of a file it would not say why it is refused
+            write_file(self.folder / f"{self.name}{suffix}", saved.getvalue())
         hashes = {key: sha256_file(self.folder / f"{self.name}{suffix}") for key, suffix in self.spec.files.items()}
         done = {"pieces_done": self.n_pieces, "tokens_done": self.n_tokens, "bytes_done": self.n_bytes}
         entry = {"name": self.name, "spec": asdict(self.spec), "n_tokens": self.length, **hashes, **done}

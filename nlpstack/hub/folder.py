@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nlpstack.errors import ModelError, NlpstackError, did_you_mean
@@ -17,7 +16,7 @@ from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
 from nlpstack.hub.card import CARD, model_card, shape_facts
 from nlpstack.hub.gguf import GGUF, SUFFIX
-from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles
+from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles, write_tensors
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig, on_meta
 from nlpstack.model.lora import adapters
 from nlpstack.tokenizer import Tokenizer, load_tokenizer
@@ -50,7 +49,7 @@ def save_model(model: LanguageModel, path: str | Path, *, card: str | None = Non
     with new_folder(target, free_text=frozenset((CARD,))) as folder:
         for name, text in texts.items():
             (folder / name).write_bytes(text.encode())
-        save_file(tensors, folder / (WEIGHTS if whole else ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        write_tensors(folder / (WEIGHTS if whole else ADAPTER_WEIGHTS), tensors, {"format": "pt"})
         if whole and model.tokenizer is not None:
             # An encoder's inputs are framed, and no longer than its position table.
             framed = {"max_length": model.config.max_seq_len, "pairs": True} if isinstance(model, BERT) else {}
@@ -244,9 +243,7 @@ def _read_weights(
         rows = (tensor.T if stored.transposed else tensor).split([shapes[name][0] for name in stored.holds])
         for name, part in zip(stored.holds, rows, strict=True):
             own = weights.fresh and part.is_contiguous()
-            state[name] = (
-                part.to(device, dtype) if own else torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
-            )
+            state[name] = part.to(device, dtype, copy=not own, memory_format=torch.contiguous_format)
     return model, state
 
 

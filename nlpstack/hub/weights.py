@@ -1,5 +1,6 @@
 """The weights of a folder: tensors in one safetensors file, or in several that an index names; never a pickle."""
 
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,9 +113,12 @@ def refuse_pickle(file: Path) -> None:
     raise ModelError(f"{file}: a pickle, which can run any code when it is opened; get the model as {WEIGHTS}{other}")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors to one file."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors to one file; OSError where the system refuses it."""
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error  # what the system said stands in its words alone
 
 
 def read_tensors(path: Path, kind: type[NlpstackError]) -> dict[str, Tensor]:

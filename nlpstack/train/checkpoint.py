@@ -62,7 +62,7 @@ class Checkpoints:
                 (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
             gathered(None)
         for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step} if not rank() else ():
-            shutil.rmtree(self.path(old))
+            shutil.rmtree(self.path(old), ignore_errors=True)  # what cannot be deleted now is tried after the next
         gathered(None)
 
     def load_newest(self, note: Callable[[str], None], weights: Mapping[str, Tensor] = NONE) -> Checkpoint | None:

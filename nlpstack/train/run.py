@@ -17,7 +17,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 from nlpstack.config import Resolved, checked, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
 from nlpstack.errors import CheckpointError, ConfigError
-from nlpstack.files import ASIDE_SUFFIX, read_json_object, remove_leftovers, write_file
+from nlpstack.files import ASIDE_SUFFIX, naming, read_json_object, remove_leftovers, write_file
 from nlpstack.model import TransformerConfig
 from nlpstack.model.lora import LoRAConfig
 from nlpstack.recipes import find_recipe
@@ -170,7 +170,9 @@ class RunFolder:
         """Be the one writer of a new run's folder, or of one to go on with; what stands there stays until `clear`."""
         if not rank():  # the first of several processes is it
             cls.check(path, resume=resume, overwrite=overwrite)
-        with nullcontext() if rank() else _locked(path):
+        with nullcontext() if rank() else _locked(path), naming(path):
+            if not rank():
+                cls.check(path, resume=resume, overwrite=overwrite)  # another run may have been made meanwhile
             gathered(None)
             yield cls(path, read_record(path) if resume else None)
 
@@ -321,12 +323,12 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record as one line."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
 
     def sync(self) -> int:
         """Force what was written onto the disk; its length in bytes comes back."""
-        with open(self.path, "ab") as file:
+        with naming(self.path), open(self.path, "ab") as file:
             os.fsync(file.fileno())
             return file.tell()
 

@@ -275,7 +275,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int, saved: str = "") -> None:
         super().__init__(signal.Signals(signum).name)
-        self.signum, self.saved = signum, saved
+        self.signum, self.saved, self.resumable = signum, saved, bool(saved)  # resumable: there is a run to go on with
 
 
 @dataclass
