@@ -13,10 +13,6 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_shares
-from torch.distributed.checkpoint.state_dict_saver import save as save_shares
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from nlpstack.errors import CheckpointError
@@ -105,8 +101,11 @@ class Checkpoints:
 
 def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors as one file or, of those that are spread over processes, as a folder with a file of each process."""
-    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        save_shares(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
+    if any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter  # takes a second
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place), save_distributed=True))
     elif not rank():
         write_tensors(place.with_suffix(SUFFIX), tensors)
 
@@ -114,22 +113,27 @@ def _write(place: Path, tensors: Mapping[str, Tensor]) -> None:
 def _read(place: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `_write` wrote, in whatever number of processes, spread as the `weights` are, `weight.entry` too."""
 
-    def like(name: str, size: torch.Size) -> Tensor | None:
-        found = weights.get(name, weights.get(name.rpartition(".")[0]))
-        return found if isinstance(found, DTensor) and found.shape == size else None
+    def like(name: str, size: torch.Size) -> Any:
+        found: Any = weights.get(name, weights.get(name.rpartition(".")[0]))
+        return found if hasattr(found, "full_tensor") and found.shape == size else None
 
     if not place.is_dir():
         tensors = read_tensors(place.with_suffix(SUFFIX), CheckpointError)
         for name, tensor in tensors.items():
-            if isinstance(one := like(name, tensor.shape), DTensor):
+            if (one := like(name, tensor.shape)) is not None:
+                from torch.distributed.tensor import distribute_tensor
+
                 tensors[name] = distribute_tensor(tensor, one.device_mesh, one.placements)
         return tensors
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     reader = HuggingFaceStorageReader(str(place))
     tensors, stored = {}, cast(dict[str, Any], reader.read_metadata().state_dict_metadata)
     for name, about in stored.items():
         one = like(name, about.size)
         tensors[name] = torch.empty(about.size, dtype=about.properties.dtype) if one is None else torch.empty_like(one)
-    load_shares(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
 
 

@@ -7,9 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nlpstack.model import LanguageModel, twin
@@ -36,6 +33,9 @@ class Parallel:
         self._called: Any = _Called(model)
         self._skeleton = twin(model, "meta") if self.is_sharded else model
         if self.is_sharded:  # block by block, so that a device never holds the whole
+            from torch.distributed.device_mesh import init_device_mesh  # takes a second, and other commands need none
+            from torch.distributed.fsdp import fully_shard
+
             mesh = init_device_mesh(device.type, (world_size(),))
             for module in (*model.transformer.blocks, self._called):
                 fully_shard(module, mesh=mesh)
@@ -72,9 +72,9 @@ class Parallel:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, of which this process may hold a share; then all processes must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def in_step(model: Any) -> bool:
     """Whether processes have to call a model together, each call of one with the same of the others."""
-    return isinstance(model.transformer.blocks[0], FSDPModule)
+    return hasattr(model.transformer.blocks[0], "reshard")  # which FSDP2 gives its modules
