@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from nlpstack.metrics import Metric, compute
+from nlpstack.metrics import Metric, compute, drawn_scores
 from nlpstack.metrics.classification import LabelScores
 from nlpstack.metrics.entities import EntityScores
-from nlpstack.metrics.intervals import drawn_scores
 from nlpstack.metrics.text import TextScores, TextScoring
 
 N, RESAMPLES = 10_000, 1_000

@@ -46,8 +46,7 @@ def attention(
     """Draw how the tokens of a text attend to each other, into `out`: a PNG (extra `report`) or an HTML page.
 
     The PNG shows the `layer` and `head` given, None: all. The page holds them all, and these are chosen at first.
-    `device` and `dtype` (None: fp32) are for a model that is read from a folder; an object is taken as it is.
-    `threads` compute during the call (None: as many as now).
+    `device` and `dtype` (None: fp32) are for a model read from a folder; `threads` compute meanwhile (None: as now).
     """
     path, suffix = Path(out), Path(out).suffix.lower()
     # A file that cannot be written is refused before a model is read for nothing.

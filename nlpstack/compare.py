@@ -8,8 +8,7 @@ import numpy as np
 
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import read_json_object
-from nlpstack.metrics import lower_is_better
-from nlpstack.metrics.intervals import percentiles
+from nlpstack.metrics import lower_is_better, percentiles
 from nlpstack.train.run import finite
 
 _OWN = ("tok", "context", "window", "stride", "bos")  # in signatures: may differ where a score is not one of tokens

@@ -231,8 +231,7 @@ def score_outputs(
 ) -> dict[str, Any]:
     """The result of predictions against references, line by line: texts, labels or numbers, or CoNLL sentences.
 
-    Both files are text, one line an example, or JSON lines (`text`, `label`, `tags`; `references`, or what a data set
-    of the task has). Raises DataError where they do not go together.
+    Both are text, a line an example, or JSON lines with the task's fields. DataError where they do not go together.
     """
     if task not in SUFFIXES_OF:
         raise ConfigError(f"--task {task}: files are scored for one of {', '.join(SUFFIXES_OF)}")

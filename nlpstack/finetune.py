@@ -21,7 +21,7 @@ from nlpstack.job import Material, RunOptions, RunResult, count_parameters, run_
 from nlpstack.model import BERT, GPT, LanguageModel
 from nlpstack.model.lora import add_lora
 from nlpstack.start import begin_with, newest_pretrained
-from nlpstack.tasks import Classification, Generation, LabelledTask, task_on
+from nlpstack.tasks import Classification, Generation, LabelledTask, labelled_task
 from nlpstack.tasks.labelled import EncodedRows
 from nlpstack.train.run import Reporter, Run, load_run, read_record
 
@@ -42,9 +42,8 @@ def finetune(
 ) -> RunResult | None:
     """Adapt a model by a recipe, with `overrides` ("section.key=value"), into the run folder `out` (runs/<recipe>).
 
-    `task`, where given, must be what the recipe has. Without `options.model` it is the newest pretraining run under
-    runs/. Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend,
-    and Stopped, after saving, where `options.stop` was set.
+    `task`, where given, must be the recipe's. Without `options.model` it is the newest pretraining run under runs/. The
+    run's figures come back, None after a dry run. NlpstackError for what can be mended; Stopped, saved, by a signal.
     """
     options, reporter = options or RunOptions(), reporter or Reporter()
     run = load_run(recipe, "finetune", options.flags, overrides)
@@ -65,7 +64,7 @@ def _prepare(run: Run, start: LanguageModel, place: Path, _cache: Path, note: No
     config = run.config
     name, seed, paths = config.task.name, config.train.seed, config.data.paths
     splits: dict[str, Any] = load_labelled(paths, name, val_share=config.data.val_share, seed=seed, note=note)
-    task = task_on(splits["train"], start, config.task, note)
+    task = labelled_task(start, config.task, splits["train"], note)
     model, fresh = _with_heads(start, run, task, note)
     train, val = (task.encode(splits[part], part, note) for part in ("train", "val"))
     if isinstance(task, Classification):

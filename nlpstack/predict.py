@@ -43,9 +43,8 @@ def fill_mask(
 ) -> list[Guess]:
     """The `top_k` likeliest tokens for each mask of a text, best first, mask by mask.
 
-    A mask is written as the model's tokenizer spells it. Several are guessed in one pass, each as if the others stayed
-    hidden. `device` is for a model that is read from a folder, in fp32; an object is taken as it is. `threads` compute
-    during the call (None: as many as now).
+    A mask is written as the tokenizer spells it. Several are guessed in one pass, each as if the others stayed hidden.
+    `device` is for a model that is read from a folder, in fp32; `threads` compute during the call (None: as now).
     """
     with session(threads=threads):
         ready, name = _ready(model, device)

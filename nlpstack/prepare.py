@@ -15,7 +15,7 @@ from nlpstack.data.readers import DataConfig, Note, find_splits, mute
 from nlpstack.errors import ConfigError, DataError
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
-from nlpstack.tasks import CausalLM, MaskedLM, TaskConfig, task_on
+from nlpstack.tasks import CausalLM, MaskedLM, TaskConfig, labelled_task
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
@@ -114,9 +114,8 @@ def check_data(
     """Counts, label balance and doubles of each split of labelled files and, with a `model`, its tokens in them.
 
     Under `splits` each has `examples`, `labels` (how many of each; in tagged sentences entities of each type) and
-    `doubles`, and with a model `tokens`, `longest`, `mean` and `unknown` (tokens of characters that it lacks). What may
-    spoil a training on the first split or the scores of the others is listed under `problems`. DataError, with file and
-    line, for what cannot be read.
+    `doubles`, and with a model `tokens`, `longest`, `mean` and `unknown` (tokens of characters that it lacks). Under
+    `problems` stands what may spoil a training or scores. DataError, with file and line, for what cannot be read.
     """
     found = read_labelled(find_splits(paths, task), task, note)
     splits: dict[str, Any] = {name: found[name] for name in ("train", "all", "val", "test") if name in found}
@@ -136,7 +135,7 @@ def check_data(
     if model is not None:
         ready = load_model(model, note=note)
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
-        made = task_on(train, ready, loose, mute)
+        made = labelled_task(ready, loose, train)
         for name, examples in splits.items():
             readable: list[Any] = [example for example in examples if known.issuperset(classes_of(example))]
             rows = made.encode(readable, name, problems.append)  # rows over the context are a problem

@@ -39,8 +39,7 @@ def pretrain(
 ) -> RunResult | None:
     """Train a model by a recipe, with `overrides` ("section.key=value"), into the run folder `out` (runs/<recipe>).
 
-    Returns the run's figures, None after a dry run. Raises NlpstackError for what the caller can mend, and Stopped,
-    after saving, where `options.stop` was set.
+    The run's figures, None after a dry run. NlpstackError for what can be mended; Stopped, saved, by a signal.
     """
     options, reporter = options or RunOptions(), reporter or Reporter()
     run = load_run(recipe, "pretrain", options.flags, overrides)

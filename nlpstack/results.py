@@ -13,9 +13,8 @@ import torch
 from nlpstack import __version__
 from nlpstack.config import build, check_keys, near, parse_override, resolve
 from nlpstack.errors import ConfigError
-from nlpstack.metrics import Metric, Score, Units, lower_is_better
+from nlpstack.metrics import Metric, Score, Units, lower_is_better, make_scores
 from nlpstack.metrics.classification import correlation_formula
-from nlpstack.metrics.intervals import make_scores
 from nlpstack.recipes import find_recipe
 from nlpstack.tasks import EvalConfig, ScoreConfig, TaskConfig
 from nlpstack.train.run import finite

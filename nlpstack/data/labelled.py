@@ -237,9 +237,8 @@ def _iob2(before: str, tag: str) -> str:
 def read_prompts(path: Path, note: Note, *, labelled: bool = True) -> list[PromptExample]:
     """The rows of a .jsonl with `prompt` (or `source`) and `completion` (or `target`), `references` (a list) or both.
 
-    Of `messages` (`role`, `content`) the last, the assistant's, is the completion; the prompt is a line `role: content`
-    for each before, then `assistant:`, unless the tokenizer has a chat template, which takes them as they are. Without
-    `labelled` a row may be a prompt alone.
+    Of `messages` (`role`, `content`) the assistant's last is the completion; the prompt is a line `role: content` for
+    each before, then `assistant:`, where no chat template takes them as they are. Without `labelled` a prompt will do.
     """
     return [prompt_of(f"{path}:{number}", row, labelled=labelled) for number, row in json_rows(path, note)]
 

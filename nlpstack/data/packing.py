@@ -142,9 +142,8 @@ class SentencePairs:
 def truncate(first: Stretch, second: Stretch, target: int, rng: np.random.Generator) -> tuple[Stretch, Stretch]:
     """Two stretches cut to `target` tokens in all.
 
-    While there are more, the longer one, or of equals the second, loses its first or its last token, each with
-    probability 1/2, as in BERT's `truncate_seq_pair`. What is left of either is known beforehand, and of the lost
-    tokens a binomially distributed number stood in front.
+    While there are more, the longer one, or of equals the second, loses its first or its last token with probability
+    1/2, as in BERT's `truncate_seq_pair`: what is left is known before, and how many go in front is binomial.
     """
     sizes = first[1] - first[0], second[1] - second[0]
     n_first = min(sizes[0], max(target - sizes[1], (target + 1) // 2))

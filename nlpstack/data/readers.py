@@ -64,8 +64,7 @@ class Piece(NamedTuple):
 def find_splits(paths: Sequence[str], kind: str = "corpus") -> SplitFiles:
     """Files by split: {"train", and "val", "test" where there are any}, or {"all": ...} if no file is a split's.
 
-    A folder with a `train.*` file is a data folder; any other folder stands for all files below it, packed or not, that
-    are of the `kind`: of a corpus, or read for a task of that name.
+    A folder with a `train.*` file is a data folder; any other stands for all files below it of the `kind`: a task's.
     """
     if not paths:
         raise DataError("no data given; name it with --data FILE|DIR|GLOB|sample:NAME")

@@ -17,8 +17,7 @@ _HEAD = 1024  # tokens that usually hold all of top-p: finding them is ten times
 class TokenRules:
     """A Sampling's bias, penalties, bans and forced tokens for a model and its tokenizer.
 
-    Raises ConfigError for a token that the tokenizer does not have or the model never chooses, for tokens with two
-    rules that contradict each other, and if no token is left.
+    ConfigError for a token that is not there or never chosen, for rules that contradict, and if no token is left.
     """
 
     def __init__(self, sampling: Sampling, tokenizer: Tokenizer, model: GPT) -> None:
@@ -152,8 +151,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Logits (B, V) with -inf outside the smallest set of likeliest tokens whose probability reaches p.
 
-    Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1. The likeliest token always stays;
-    of equally likely ones the lower id comes first.
+    Holtzman et al. 2020, section 3.1. The likeliest token always stays; of equally likely ones the lower id is first.
     """
     if p >= 1:
         return logits

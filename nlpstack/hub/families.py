@@ -300,8 +300,7 @@ def read_labels(values: Mapping[str, object], size: int, source: Path) -> Labels
 def second_names(family_name: str, planned: Collection[str], *, tied: bool) -> dict[str, str]:
     """Names under which a file may hold planned tensors once more -> their first names.
 
-    Where nothing is tied, a head's matrix is planned itself; its bias still has two names, of which the classes of
-    transformers load both and use the second.
+    Untied, a head's matrix is planned itself; its bias still has two names: transformers loads both, uses the second.
     """
     twice = _OWN_TWICE if family_name == OWN else FAMILIES[family_name].twice
     return {

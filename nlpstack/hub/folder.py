@@ -33,9 +33,8 @@ _ATTEMPTS = 1000  # how often reading starts again because a writer has just put
 def save_model(model: LanguageModel, path: str | Path, *, card: str | None = None) -> None:
     """Write the model's folder, tokenizer included, in place of an older one; equal models give equal bytes.
 
-    Of a model with adapters it is the adapter's folder, for which `model.base` has to name the base. `card` is the
-    text of README.md; without one, it says what the model itself shows. Raises ModelError, and leaves what stands at
-    `path` alone, if that is something else than a model folder of ours.
+    Of a model with adapters it is the adapter's folder, and `model.base` has to name the base. `card`: README's text,
+    else what the model itself shows. ModelError, and nothing is replaced, if no model folder of ours stands at `path`.
     """
     target = Path(path).resolve()
     ours = (target / MANIFEST).is_file() and any((target / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))

@@ -26,8 +26,7 @@ READABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "B
 class Weights:
     """Where each tensor of a folder lies, its size, and its dtype as safetensors names it.
 
-    Files are mapped while a tensor is read and no longer: weights are never held twice, and a change of a file
-    afterwards changes nothing.
+    Files are mapped only while a tensor is read: weights are never held twice, and no later change of a file counts.
     """
 
     fresh = False  # a tensor that is read is the file's

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics.intervals import Units, Values, mean_formula, share
+from nlpstack.metrics import Units, Values, mean_formula, share
 
 BINS = 15  # of confidence, for calibration
 PAIRS = 10_000  # of different lines, at most, whose cosine is taken

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics.intervals import Units, Values, mean_formula, share
+from nlpstack.metrics import Units, Values, mean_formula, share
 
 Span = tuple[str, int, int]  # type, first word, the word after the last
 

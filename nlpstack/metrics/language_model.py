@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics.intervals import Units, Values
+from nlpstack.metrics import Units, Values
 
 MIN_DOCUMENTS = 10  # with fewer, the resampling unit is the window
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nlpstack.errors import DataError
-from nlpstack.metrics.intervals import Units, Values, share
+from nlpstack.metrics import Units, Values, share
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric

@@ -146,8 +146,7 @@ def see_shared_tokens(transformer: Transformer, pooler: nn.Linear, generator: to
 
     The two segment embeddings begin as a direction and its opposite. The last head of the first block looks at the
     tokens that are the same as its own and passes on that direction, which cancels where they stand in both texts. In
-    the second block one head looks at its own text and one at the other, so that [CLS] has the mean of each, and the
-    pooler begins with weights that pass it on.
+    the second block one head looks at its own text, one at the other: [CLS] has each mean, and the pooler passes it on.
     """
     config = transformer.config
     size, width, scale = config.dim - config.dim // 8 * 2, config.head_dim, 1 / math.sqrt(config.dim)

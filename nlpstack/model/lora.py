@@ -94,8 +94,7 @@ def add_lora(
 ) -> list[str]:
     """Freeze a model and wrap the layers of its core that `config` (or, by full name, `sizes`) names; these names.
 
-    With a `seed` the adapters begin as nothing; without, what they hold is to be loaded. Raises ConfigError listing
-    what there is if a target matches nothing.
+    With a `seed` adapters begin as nothing; without, they are to be loaded. ConfigError if a target matches nothing.
     """
     core = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".blocks." in name]
     ends = {name.rpartition(".")[2] for name in core}

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nlpstack.data.readers import Note
-from nlpstack.model import BERT, GPT, LanguageModel
+from nlpstack.data.readers import Note, mute
+from nlpstack.model import BERT, LanguageModel
 from nlpstack.tasks.base import DocumentLayout, EvalConfig, ScoreConfig, Task, TaskConfig
 from nlpstack.tasks.causal_lm import CausalLM
 from nlpstack.tasks.classification import Classification, Similarity, labels_of
@@ -13,7 +13,7 @@ from nlpstack.tasks.masked_lm import MaskedLM
 from nlpstack.tasks.ner import NER, tags_of
 
 __all__ = ["NER", "CausalLM", "Classification", "Generation", "LabelledTask", "MaskedLM", "Similarity", "Task"]
-__all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of", "task_on"]
+__all__ += ["DocumentLayout", "EvalConfig", "ScoreConfig", "TaskConfig", "labelled_task", "labelled_task_of"]
 
 LabelledTask = Classification | NER | Generation  # those that a model is fine-tuned for
 
@@ -25,19 +25,9 @@ def labelled_task_of(model: LanguageModel, record: Mapping[str, Any]) -> str:
     return str(record.get("task", {}).get("name", ""))
 
 
-def labelled_task(model: LanguageModel, config: TaskConfig) -> LabelledTask:
-    """The task `config.name` with the model's tokenizer, shape and labels."""
-    if isinstance(model, GPT):
-        return Generation(model.tokenizer, model.config, config)
-    assert model.labels is not None
-    kind = NER if config.name == "ner" else Classification
-    return kind(model.tokenizer, model.config, model.labels, config)
-
-
-def task_on(examples: Sequence[Any], model: LanguageModel, config: TaskConfig, note: Note) -> LabelledTask:
-    """The task `config.name` with the model's tokenizer and shape, and the labels of training examples."""
+def labelled_task(model: Any, config: TaskConfig, examples: Sequence[Any] = (), note: Note = mute) -> LabelledTask:
+    """The task `config.name` with the model's tokenizer and shape, and the labels of training examples or its own."""
     if config.name == "generation":
         return Generation(model.tokenizer, model.config, config)
-    if config.name == "ner":
-        return NER(model.tokenizer, model.config, tags_of(examples, note), config)
-    return Classification(model.tokenizer, model.config, labels_of(examples, note), config)
+    kind, labels = (NER, tags_of) if config.name == "ner" else (Classification, labels_of)
+    return kind(model.tokenizer, model.config, labels(examples, note) if examples else model.labels, config)

@@ -24,7 +24,7 @@ from nlpstack.model.losses import linear_cross_entropy, loss_chunk, token_scores
 from nlpstack.tasks.base import EvalConfig, Task, TaskConfig
 from nlpstack.tasks.labelled import Encoded, EncodedRows, Frame
 from nlpstack.tokenizer import Tokenizer
-from nlpstack.tokenizer.chat import ASSISTANT, Chat, Message
+from nlpstack.tokenizer.chat import ASSISTANT, Chat
 
 SEPARATOR = "\n"  # between a prompt and its completion
 _PROMPTS_AT_ONCE = 64
@@ -173,7 +173,8 @@ class Generation(Task):
         """What the model writes after each example's prompt, or next in its conversation."""
         talks = [one for one in examples if self._is_talk(one)]
         places = [one.where for one in talks]
-        begun = iter(self.chat.prompts([_before_last(one.messages) for one in talks], places) if talks else ())
+        asked = [one.messages[: -1 if one.messages[-1][0] == ASSISTANT else None] for one in talks]  # without an answer
+        begun = iter(self.chat.prompts(asked, places) if talks else ())
         cls, encode = self.frame.cls, self.tokenizer.encode
         rows = [
             # The very tokens that training puts before a completion.
@@ -189,7 +190,3 @@ def _answers(example: PromptExample, *, whole: bool = False) -> tuple[str, ...]:
     if whole:
         return tuple(text for role, text in example.messages if role == ASSISTANT)
     return (example.references[0] if example.completion is None else example.completion,)
-
-
-def _before_last(messages: Sequence[Message]) -> Sequence[Message]:
-    return messages[:-1] if messages[-1][0] == ASSISTANT else messages

@@ -56,8 +56,7 @@ class Masked(NamedTuple):
 def mask_tokens(tokens: np.ndarray, form: RowFormat, rng: np.random.Generator) -> Masked:
     """Choose each token, or each word with all its tokens, with probability `share`, and hide what is chosen.
 
-    `tokens` (T,) int64 is not altered; special ones, which are in no word, are never chosen. How much is drawn from
-    `rng` depends on shape and words alone.
+    `tokens` (T,) int64 stays; special ones, in no word, are never chosen; shape and words say how much `rng` draws.
     """
     words = form.word_ids(tokens)
     n_units = int(words.max(initial=-1)) + 1 if form.whole_words else len(tokens)
@@ -295,9 +294,8 @@ class MaskedLM(Task):
 def masked_loss(model: BERT, batch: Batch, chunk: int) -> dict[str, Tensor]:
     """Summed losses in nats, of the hidden tokens under "mlm", of the next sentences under "nsp" if there are any.
 
-    "mlm": the sum of -log softmax(Eh + b)[token] over the hidden places only, h being the head's state there, E the
-    unembedding; "nsp": the sum of -log softmax(W tanh(W'h + b') + b)[label] with the state h of [CLS]
-    (Devlin et al. 2019, section 3.1).
+    "mlm": -log softmax(Eh + b)[token] of the hidden places, h being the head's state there, E the unembedding; "nsp":
+    -log softmax(W tanh(W'h + b') + b)[label] with the state h of [CLS] (Devlin et al. 2019, section 3.1).
     """
     assert model.mlm_head is not None
     assert batch.places is not None

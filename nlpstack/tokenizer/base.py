@@ -72,8 +72,7 @@ class Tokenizer(Protocol):
     def save(self, folder: Path, *, max_length: int | None = None, pairs: bool = False) -> None:
         """Write the tokenizer's files; those of ours tell Hugging Face's libraries more.
 
-        `max_length` is the model's longest input in tokens; with `pairs` those libraries put [CLS] and [SEP] around
-        texts and pairs of texts, as a BERT wants.
+        `max_length`: the model's longest input in tokens; with `pairs` they put [CLS] and [SEP] around texts and pairs.
         """
 
     def piece(self, token: int) -> str:

@@ -88,8 +88,7 @@ class OptimConfig:
 def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
     """The learning rate of step `step`, from 0.
 
-    Cosine: Loshchilov & Hutter 2017, SGDR, section 3, one cycle. WSD (warm-up, stable, decay): Hu et al. 2024, MiniCPM,
-    section 4.2, with a linear decay.
+    Cosine: Loshchilov & Hutter 2017, SGDR, section 3. WSD: Hu et al. 2024, MiniCPM, section 4.2, with a linear decay.
     """
     assert config.lr is not None  # filled in by its class
     warmup = round(config.warmup * n_steps) if config.warmup < 1 else int(config.warmup)
@@ -163,8 +162,7 @@ def _first_order(name: str, by_share: Mapping[float, list[nn.Parameter]], config
 def line_search_step(optimizer: Optimizer, first_loss: float, evaluate: Callable[[], float]) -> bool:
     """Do a step of L-BFGS from weights whose loss is `first_loss` and whose gradients stand in them.
 
-    `evaluate` gives the loss of changed weights and leaves their gradients. If the step ends in weights that are not
-    finite, they are put back, and False is returned.
+    `evaluate` gives loss and gradients of changed weights. Weights that are not finite are put back: False is returned.
     """
     parameters = optimizer.param_groups[0]["params"]
     before = [parameter.detach().clone() for parameter in parameters]

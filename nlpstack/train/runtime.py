@@ -205,8 +205,7 @@ def processor_name(device_type: str) -> str:
 def session(*, threads: int | None, deterministic: bool = False) -> Iterator[None]:
     """Set what is set for a whole process, and put it back afterwards; without `threads` as many as now compute.
 
-    `deterministic` costs nothing on a CPU, where it keeps compiled code from adding up gradients in the order in which
-    threads happen to arrive; on a GPU it costs speed.
+    `deterministic` costs speed on a GPU, nothing on a CPU, where compiled code adds gradients up as threads arrive.
     """
     fill: Any = torch.utils.deterministic
     with ExitStack() as undo:

@@ -13,9 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score, compute
+from nlpstack.metrics import Score, compute, resamples
 from nlpstack.metrics.classification import LabelScores
-from nlpstack.metrics.intervals import resamples
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 

@@ -13,9 +13,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import compute
+from nlpstack.metrics import compute, resamples
 from nlpstack.metrics.entities import EntityScores, Span, entity_spans, overlaps, strict_spans
-from nlpstack.metrics.intervals import resamples
 
 Sentences = list[tuple[list[str], list[str]]]  # predicted and true tags of each sentence
 

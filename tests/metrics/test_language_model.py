@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score, compute
-from nlpstack.metrics.intervals import Units, drawn_scores, mean_formula, percentiles, resamples
+from nlpstack.metrics import Score, Units, compute, drawn_scores, mean_formula, percentiles, resamples
 from nlpstack.metrics.language_model import LanguageModelScores
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
@@ -179,7 +178,7 @@ def test_a_resample_draws_as_many_units_as_there_are(monkeypatch: pytest.MonkeyP
     counts = np.array([np.bincount(row, minlength=30) for row in draws])
     assert counts.mean(axis=0) == pytest.approx(np.ones(30), rel=0.2)
     assert counts.var(axis=0) == pytest.approx(np.full(30, 1 - 1 / 30), rel=0.25)  # of a multinomial
-    monkeypatch.setattr("nlpstack.metrics.intervals._DRAWS_AT_ONCE", 64)  # drawn in parts, the draws are the same
+    monkeypatch.setattr("nlpstack.metrics._DRAWS_AT_ONCE", 64)  # drawn in parts, the draws are the same
     assert np.array_equal(np.concatenate(list(resamples(30, 2000, 1))), draws)
 
 

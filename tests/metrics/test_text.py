@@ -12,8 +12,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from nlpstack.errors import DataError
-from nlpstack.metrics import Score, compute
-from nlpstack.metrics.intervals import resamples
+from nlpstack.metrics import Score, compute, resamples
 from nlpstack.metrics.text import ROUGES, TextScores, TextScoring
 
 Case = tuple[str, tuple[str, ...]]  # a text and its references
