@@ -11,6 +11,7 @@ STEPS = 400
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc, on Linux only")
+@pytest.mark.slow
 def test_a_run_holds_no_more_at_its_end_than_after_its_beginning(tmp_path: Path) -> None:
     line, found = growth(watch(tmp_path, STEPS, train__batch_size=2), STEPS, allowed=0.05)
     assert found == [], line

@@ -6,8 +6,11 @@ import pytest
 
 from tests.faults.signals import INT, TERM, torture, words_in_shell
 
+LONG = pytest.mark.slow
+MOMENTS = [("save", (TERM,)), pytest.param("validation", (INT, INT), marks=LONG)]
 
-@pytest.mark.parametrize(("moment", "sent"), [("save", (TERM,)), ("validation", (INT, INT)), ("finishing", (TERM,))])
+
+@pytest.mark.parametrize(("moment", "sent"), [*MOMENTS, pytest.param("finishing", (TERM,), marks=LONG)])
 def test_a_run_that_is_stopped_says_how_to_go_on_and_ends_as_if_never_stopped(moment, sent, tmp_path: Path) -> None:
     places, found = torture(tmp_path, runs=1, seed=3, moments=[moment], sequences=[sent])
     assert found == 0

@@ -19,6 +19,7 @@ def test_the_printed_command_works_as_printed_wherever_the_run_stands(name: str,
     odd_paths(place, [name])
 
 
+@pytest.mark.slow
 def test_no_file_takes_the_place_of_a_closed_stream(place: Place) -> None:
     closed_streams(place, ["<&- >&- 2>&-"])
 

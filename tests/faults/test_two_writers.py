@@ -4,8 +4,9 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.faults.two_writers import (
 from tests.tiny import nlpstack, tree, write_text
 
 
+@pytest.mark.slow
 def test_of_two_commands_on_one_folder_one_proceeds_as_if_alone(tmp_path: Path) -> None:
     results = torture_pairs(tmp_path, pairs=1, seed=0)
     assert results["new"] == 1
@@ -33,11 +35,11 @@ def test_a_run_that_another_finished_before_the_lock_was_taken_is_not_replaced(
     text, first, out = write_text(tmp_path), tmp_path / "first" / "a", tmp_path / "runs" / "a"
     assert nlpstack(*command(text, first)).code == 0
 
-    def take_lock(path: Path, take: Callable[[Path], IO[str]] = run._take_lock) -> IO[str]:
+    def locked(path: Path, lock: Callable[[Path], AbstractContextManager[None]] = run._locked) -> Any:
         shutil.copytree(first, path)
-        return take(path)
+        return lock(path)
 
-    monkeypatch.setattr(run, "_take_lock", take_lock)
+    monkeypatch.setattr(run, "_locked", locked)
     done = nlpstack(*command(text, out))
     assert done.fault == f"nlpstack: {out}: a run stands here; --resume goes on with it, --overwrite replaces it"
     assert tree(out) == tree(first)

@@ -18,7 +18,9 @@ from nlpstack.tokenizer.chat import Chat
 from tests.talks import CHATML, INSIDE, LLAMA, MARKS, TALK, TEMPLATES, TEXT, as_dicts, byte_library, save, transformers
 
 START, END = 1, 2  # ids of <|im_start|> and <|im_end|> among the bytes
-texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("the cat sat\n  <|>"), max_size=12)
+letters = st.characters(exclude_categories=["Cs"]) | st.sampled_from("the cat sat\n  <|>")
+# What spells a special token is plain text to us alone; hypothesis likes to draw what it reads in the code.
+texts = st.text(letters, max_size=12).filter(lambda text: not any(mark in text for mark in ("<unk>", *MARKS)))
 
 
 @st.composite

@@ -96,7 +96,7 @@ def test_a_batch_that_only_keeps_step_counts_for_nothing():
     assert (batch.n_tokens, batch.n_targets) == (0, {"lm": 0})
 
 
-@pytest.mark.parametrize(("n", "kind"), [(2, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize(("n", "kind"), [(2, "ddp"), (2, "fsdp"), pytest.param(4, "fsdp", marks=pytest.mark.slow)])
 def test_in_float64_the_number_of_processes_changes_only_the_last_digits(n, kind, tmp_path):
     run(n, "tests.train.spread", kind, tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
