@@ -42,9 +42,17 @@ bench: $(READY)
 golden: $(READY)
 	$(BIN)/pytest tests/test_golden.py --regenerate-golden -m "not gpu"
 
-# Kill runs in the middle of whatever they do, resume them, and compare bit for bit.
+# Kill runs wherever they are, let every call of a save fail, damage every kind of file, stop and crowd commands.
 torture: $(READY)
-	$(BIN)/python -m tests.faults.kill_and_resume
+	$(BIN)/python -m tests.faults.kill_and_resume --runs 50
+	$(BIN)/python -m tests.faults.failing_calls
+	$(BIN)/python -m tests.faults.two_writers
+	$(BIN)/python -m tests.faults.long_run
+	$(BIN)/python -m tests.faults.signals
+	$(BIN)/python -m tests.faults.surroundings
+	$(BIN)/python -m tests.faults.mutate_folders
+	$(BIN)/python -m tests.faults.mutate_data
+	$(BIN)/python -m tests.faults.pickles
 
 # The pages in docs/, as HTML in docs/_build/html; a warning is an error.
 docs: $(READY)

@@ -1,6 +1,6 @@
 """Two processes of torchrun on two cores, a thread each, beside one process on both: tokens a second of training.
 
-    python benchmarks/processes.py [--pairs 5] [--kind ddp|fsdp]
+    python benchmarks/processes.py [--pairs 5] [--kind ddp|fsdp] [--rows 1]
 
 Each reading is a run of its own, in turn; its first steps, which warm up, do not count. Eager on both sides, in bf16
 where the processor multiplies it fast: what differs is how the work is shared.
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pairs
 
-WARM, STEPS = 5, 25
+WARM, STEPS = 10, 60
 SHAPES = {
-    "GPT 6 x 384, context 256, batch 16": {"dim": 384, "n_layers": 6, "n_heads": 6, "max_seq_len": 256},
     "GPT 4 x 128, context 64, batch 12": {"dim": 128, "n_layers": 4, "n_heads": 4, "max_seq_len": 64},
+    "GPT 6 x 384, context 256, batch 16": {"dim": 384, "n_layers": 6, "n_heads": 6, "max_seq_len": 256},
 }
 
 
@@ -47,12 +47,13 @@ def main() -> None:
     """Compare, and print a table."""
     parser = pairs.parser(__doc__)
     parser.add_argument("--kind", action="append", choices=["ddp", "fsdp"], help="repeatable; both if none is given")
+    parser.add_argument("--rows", type=int, default=len(SHAPES), help="so many of the shapes")
     given = parser.parse_args()
     print(pairs.describe("cpu", ["torch"]), "\n")
     print("| what | two processes / one (smallest to largest) | two, tokens/s | one, tokens/s |\n|---|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         for kind in given.kind or ["ddp", "fsdp"]:
-            for shape in list(SHAPES)[: 1 if given.quick else None]:
+            for shape in list(SHAPES)[: 1 if given.quick else given.rows]:
                 rounds = [
                     tuple(reading(shape, kind, n, Path(folder)) for n in (2, 1))
                     for _ in range(1 if given.quick else given.pairs)
