@@ -16,7 +16,7 @@ _NOTE = (
 @click.command("embed")
 @click.argument("source", metavar="INPUT")
 @model_option
-@click.option("--pooling", type=click.Choice(["mean", "cls", "token"]), default="mean", help="What a vector is of.")
+@click.option("--pooling", type=click.Choice(["mean", "cls", "token"]), default="mean", help="Mean, [CLS], each token.")
 @click.option("--layer", type=int, metavar="N", help="0: the embeddings; -1: the last.  [default: the last]")
 @click.option("--out", metavar="FILE", help="FILE.npy, one row a line; with --pooling token FILE.npz.")
 @click.option("--zscore", metavar="FILE", help="A corpus to fit z-scores on, or FILE.npz with fitted ones.")

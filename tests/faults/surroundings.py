@@ -64,7 +64,7 @@ class Place(NamedTuple):
     run: Path
     weights: str
     programs: Path
-    library: Path | None
+    preload: Path | None
 
     def sh(self, script: str, **environment: str | None) -> Done:
         """Run a shell script in which `nlpstack` is our command; None takes a variable out of the environment."""
@@ -95,8 +95,8 @@ def make(folder: Path) -> Place:
     text, run = write_text(folder), folder / "ordinary" / "a"
     text.write_text(text.read_text(encoding="utf-8") + TEXT * 20, encoding="utf-8")
     require(nlpstack(*pretrain(text, run, "--quiet", **VALUES)).code == 0, "the ordinary run failed")
-    library = None if failing.missing() else failing.build(folder)
-    return Place(folder, text, run, outcome(run).weights, programs, library)
+    preload = None if failing.missing() else failing.build(folder)
+    return Place(folder, text, run, outcome(run).weights, programs, preload)
 
 
 def ends_well(done: Done, place: Place, out: Path | None = None) -> None:
@@ -198,9 +198,9 @@ def no_room_for_temporary_files(place: Place) -> None:
     full = place.folder / "full"
     full.mkdir()
     kinds = str(failing.mask(FULL))
-    loaded = {"LD_PRELOAD": str(place.library), "FAULTS_FOLDER": str(full), "FAULTS_KINDS": kinds, "FAULTS_AT": "1"}
-    loaded |= {"FAULTS_ERRNO": str(errno.ENOSPC), "FAULTS_ONWARD": "1"} if place.library else {}
-    for number, values in enumerate((loaded if place.library else {}, {"TMPDIR": NOWHERE})):
+    loaded = {"LD_PRELOAD": str(place.preload), "FAULTS_FOLDER": str(full), "FAULTS_KINDS": kinds, "FAULTS_AT": "1"}
+    loaded |= {"FAULTS_ERRNO": str(errno.ENOSPC), "FAULTS_ONWARD": "1"} if place.preload else {}
+    for number, values in enumerate((loaded if place.preload else {}, {"TMPDIR": NOWHERE})):
         values = {"TMPDIR": str(full), **values}
         out = place.folder / "temporary" / str(number)
         ends_well(place.sh(place.words(out), **values), place, out)
@@ -291,8 +291,8 @@ def full_streams(place: Place) -> None:
 
 def jumping_clock(place: Place) -> None:
     """A clock that jumps by three years at every other look, and folders of the future and of the distant past."""
-    require(place.library is not None, "the clock cannot be moved here")
-    jumps = {"LD_PRELOAD": str(place.library), "FAULTS_CLOCK": str(3 * 365 * 86400)}
+    require(place.preload is not None, "the clock cannot be moved here")
+    jumps = {"LD_PRELOAD": str(place.preload), "FAULTS_CLOCK": str(3 * 365 * 86400)}
     out = place.folder / "clock" / "runs" / "a"
     ends_well(place.sh(place.words(out), **jumps), place, out)
     for moment in (time.time() + 10**9, 1.0):
