@@ -97,7 +97,8 @@ def _processes(arguments: list[str]) -> AbstractContextManager[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return nullcontext()
     if not {"pretrain", "finetune", "eval", "predict"}.intersection(arguments[:1]):
-        raise ConfigError("torchrun: starts pretrain, finetune, eval and predict; run this command once, without it")
+        fault = "torchrun: starts pretrain, finetune, eval and predict; run this command once, without it"
+        raise SystemExit(USAGE) if int(os.environ["RANK"]) else ConfigError(fault)  # the first process says it
     from nlpstack.train.runtime import joined
 
     return joined()

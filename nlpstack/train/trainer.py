@@ -284,8 +284,7 @@ class Trainer:
         try:
             self._load(checkpoint.model)
             restore_optimizers(self.model, self.optimizers, checkpoint.optimizer, state.get("optimizer", {}))
-            rng = state["rng"]
-            runtime.set_rng_state(rng[runtime.rank() % len(rng)], self.device)
+            runtime.set_rng_state(state["rng"][runtime.rank() % len(state["rng"])], self.device)
             self.scaler.load_state_dict(state["scaler"])
             self.log.cut(state["log_bytes"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
