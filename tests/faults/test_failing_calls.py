@@ -21,7 +21,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["file", "metrics", "record"], 1),
         (["checkpoint", "model", "tokenizer", "shards"], 12),
-        (["pretrain"], 40),
+        pytest.param(["pretrain"], 40, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
 """A float64 model trained by the processes of torchrun; the first one writes loss and gradient norm of each step.
 
-torchrun --nproc-per-node 2 -m tests.train.spread fsdp out.json
+torchrun --nproc-per-node 2 -m tests.train.spread out.json ddp fsdp
 """
 
 import json
@@ -39,10 +39,10 @@ def train(kind: str, folder: Path) -> list[tuple[float, float]]:
 
 def main() -> None:
     """Train as one of the processes, and write what came of it."""
-    kind, out = sys.argv[1:]
+    out, *kinds = sys.argv[1:]
     dist.init_process_group("gloo")
     with tempfile.TemporaryDirectory() as folder:
-        found = train(kind, Path(folder))
+        found = {kind: train(kind, Path(folder)) for kind in kinds}
     if not rank():
         Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
