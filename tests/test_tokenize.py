@@ -74,6 +74,7 @@ def test_a_stretch_of_documents_is_read_as_if_it_were_all(place: Path) -> None:
         assert part.read(len(part) - 1, len(part) + 50).tolist() == [whole[stop - 1][-1]], "nothing from beyond its end"
 
 
+@pytest.mark.slow
 def test_sentences_of_slices_end_where_those_of_each_do(place: Path) -> None:
     for part in ("1/2", "2/2"):
         assert tokenize(place, "sentences", "--slice", part, "--arch", "bert").code == 0
