@@ -45,7 +45,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return sorted(int(path.name[5:]) for path in self.folder.glob(f"step-{'[0-9]' * 8}") if path.is_dir())
+        entries = self.folder.iterdir() if self.folder.exists() else ()  # glob would find nothing where it may not look
+        return sorted(int(one.name[5:]) for one in entries if one.match(f"step-{'[0-9]' * 8}") and one.is_dir())
 
     def save(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
         """Write a checkpoint under its final name in one move, then delete those that are no longer kept."""
@@ -57,7 +58,7 @@ class Checkpoints:
             if not rank():
                 (folder / "state.json").write_text(json.dumps(checkpoint.state) + "\n", encoding="utf-8")
             gathered(None)
-        for old in set(self.steps()) - {*self.steps()[-KEPT:], best_step} if not rank() else ():
+        for old in set(steps := self.steps()) - {*steps[-KEPT:], best_step} if not rank() else ():
             shutil.rmtree(self.path(old), ignore_errors=True)  # what cannot be deleted now is tried after the next
         gathered(None)
 
@@ -85,8 +86,7 @@ class Checkpoints:
 
     def load(self, step: int, weights: Mapping[str, Tensor] = NONE) -> Checkpoint:
         """One checkpoint, checked against its manifest; its tensors are spread over processes as the `weights` are."""
-        folder = self.path(step)
-        state = self._check(step)
+        folder, state = self.path(step), self._check(step)
         return Checkpoint(_read(folder / "model", weights), _read(folder / "optimizer", weights), state)
 
     def _check(self, step: int) -> dict[str, Any]:

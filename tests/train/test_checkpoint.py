@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, and the newest good one is found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,20 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path):
     (leftover / "model.safetensors").write_bytes(b"half")
     assert checkpoints.load_newest(print).state["step"] == 5
     assert not leftover.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path / "c", 5, 10)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", refuse)
+        for attempt in (lambda: checkpoints.load_newest(print), lambda: save(tmp_path / "c", 15)):
+            with pytest.raises(PermissionError):
+                attempt()
+    assert checkpoints.steps() == [5, 10, 15], "nothing is taken for old, so nothing is deleted"
 
 
 def test_nothing_is_pickled(tmp_path):
