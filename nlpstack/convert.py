@@ -12,8 +12,7 @@ from torch import Tensor
 from nlpstack.errors import ConfigError, ModelError
 from nlpstack.files import read_json_object
 from nlpstack.hub import load_model, model_card, save_model, shape_facts
-from nlpstack.hub.card import license_of
-from nlpstack.hub.folder import CONFIG, read_folder
+from nlpstack.hub.folder import CONFIG, license_of, read_folder
 from nlpstack.hub.gguf import SUFFIX
 from nlpstack.hub.weights import INDEX, PICKLES, READABLE, WEIGHTS, Weights
 

@@ -23,7 +23,7 @@ from nlpstack.data.readers import Note
 from nlpstack.errors import CheckpointError, ConfigError, TrainingError
 from nlpstack.files import standing
 from nlpstack.hub import save_model, weights_hash
-from nlpstack.hub.card import license_of, model_card, shape_facts
+from nlpstack.hub.folder import license_of, model_card, shape_facts
 from nlpstack.memory import describe_memory, estimate_memory
 from nlpstack.metrics import Metric, Score, compute
 from nlpstack.model import LanguageModel

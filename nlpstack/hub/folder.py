@@ -1,8 +1,10 @@
-"""A model folder: Hugging Face's layout, written whole or not at all, and checked before it is believed."""
+"""A model folder and its card: Hugging Face's layout, written whole or not at all, checked before it is believed."""
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +16,6 @@ from nlpstack.errors import ModelError, NlpstackError, did_you_mean
 from nlpstack.files import ASIDE_SUFFIX, MANIFEST, new_folder, read_json_object, sha256_file, standing, verify_manifest
 from nlpstack.hub import families
 from nlpstack.hub.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_files, is_adapter, load_adapter
-from nlpstack.hub.card import CARD, model_card, shape_facts
 from nlpstack.hub.gguf import GGUF, SUFFIX
 from nlpstack.hub.weights import MEND, READABLE, WEIGHTS, Weights, refuse_pickle, refuse_pickles, write_tensors
 from nlpstack.model import BERT, GPT, LanguageModel, TransformerConfig, on_meta
@@ -27,6 +28,9 @@ Device = str | torch.device
 CONFIG = "config.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.txt", "vocab.json")  # any of these: there is a tokenizer
 _OUTPUTS = ("classifier.weight", "classifier.out_proj.weight")  # of our format and the families'
+CARD = "README.md"
+_FRONT = ("name", "license", "language", "family", "outputs")  # facts with a place of their own
+_WORDS = tomllib.loads(Path(__file__).with_name("card.toml").read_text("utf-8"))
 _ATTEMPTS = 1000  # how often reading starts again because a writer has just put a new folder in place
 
 
@@ -278,3 +282,76 @@ def _named_once(weights: Weights, present: dict[str, str], twice: Mapping[str, s
         else:
             present[first] = there
     return present
+
+
+def shape_facts(model: LanguageModel) -> dict[str, object]:
+    """What a card can say of any model: family, a BERT's heads as `outputs`, parameters and shape."""
+    config, heads = model.config, families.model_heads(model)
+    return {
+        "family": families.family_of(config, heads),
+        **({"outputs": heads} if isinstance(model, BERT) else {}),
+        **({"adapts": model.base[0]} if model.base else {}),  # with adapters: the folder of the base
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **{"layers": config.n_layers, "dim": config.dim, "heads": config.n_heads},
+        **{"context": f"{config.max_seq_len:,} tokens", "vocabulary": config.vocab_size},
+    }
+
+
+def license_of(folder: Path) -> str | None:
+    """The licence that the front of a model folder's README.md names, or a GGUF file; None if none is named."""
+    if folder.suffix == SUFFIX and folder.is_file():
+        return str(GGUF(folder).said.get("general.license") or "") or None
+    page = next((one for place in (folder, folder / "model") if (one := place / CARD).is_file()), None)
+    front = re.match(r"---\n(.*?)\n---", page.read_text("utf-8", errors="replace"), re.DOTALL) if page else None
+    named = re.search(r"^license: *(\S.*)$", front[1], re.MULTILINE) if front else None
+    return named[1].strip("\"' ") if named else None
+
+
+def model_card(facts: Mapping[str, object]) -> str:
+    """The text of README.md.
+
+    `name`, `license`, `language` and `family` (as families.family_of) have their places, and so have `outputs`, the
+    heads of a BERT, without which the card is a GPT's; every other fact is a line of the list, in the given order, a
+    mapping (scores, say) a list below its line. Values are shown as they are.
+    """
+    family, outputs = facts.get("family"), facts.get("outputs")
+    words, heads = (_WORDS["bert"], outputs) if isinstance(outputs, tuple | list) else (_WORDS["gpt"], ())
+    task, loader = next(found for needed, found in words["tasks"].items() if set(needed.split()) <= set(heads))
+    opens = family in families.FAMILIES
+    front = {
+        "library_name": "nlpstack" if not opens else "peft" if facts.get("adapts") else "transformers",
+        "pipeline_tag": task,
+        "tags": ["nlpstack", task],
+        **{key: facts[key] for key in ("license", "language") if facts.get(key)},
+    }
+    kind = f" of the {family} family" if opens else " of a shape that only nlpstack opens" if family else ""
+    does = "".join(f", {what}" for head, what in words["does"].items() if head in heads)
+    page: str = _WORDS["page"]
+    return page.format(
+        # JSON is YAML, and leaves nothing to quote wrongly.
+        front="".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in front.items()),
+        name=_plain(facts.get("name") or "A language model"),
+        description=words["description"].format(kind=kind, does=does),
+        facts="\n".join(_lines(facts)) or "Nothing is recorded.",
+        intended=words["intended"],
+        transformers=_WORDS["transformers"].format(loader=loader) if opens and not facts.get("adapts") else "",
+    )
+
+
+def _lines(facts: Mapping[str, object]) -> Iterator[str]:
+    for key, value in facts.items():
+        if key in _FRONT or value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from (f"- {_plain(key)}:", *(f"  - {_plain(name)}: {_plain(part)}" for name, part in value.items()))
+        else:
+            yield f"- {_plain(key)}: {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    """The value on one line, with whatever Markdown or HTML would read as markup escaped."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", str(value)).strip()
+    line = re.sub(r"([\\`*\[\]<>|~#&$])", r"\\\1", line)
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # inside a word it marks nothing up

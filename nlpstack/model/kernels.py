@@ -1,4 +1,4 @@
-"""Attention, linear layers and dropout, each in the ways that give the same; which is faster depends on the machine."""
+"""Attention, GELU, linear layers and dropout, each in ways that give the same; the faster one depends on the machine."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _STEPS = 1 << 16  # that a share of dropout is told in
+_BLOCK = 128  # rows of causal attention at a time (benchmarks/RESULTS.md)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
@@ -16,10 +17,17 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, 
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
-    """The same as two matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores."""
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
+    """The same as matrix products with the softmax, in fp32 or wider, between them; holds (B, H, T, S) scores.
+
+    Causal rows go in blocks, each with the keys up to its last row alone: as exact, and less to do.
+    """
     if causal:
-        allowed = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()  # (T, S)
+        n = q.shape[-2]
+        allowed = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+        blocks = [slice(at, min(at + _BLOCK, n)) for at in range(0, n, _BLOCK)]
+        parts = [(q[..., b, :], k[..., : b.stop, :], v[..., : b.stop, :], allowed[b, : b.stop]) for b in blocks]
+        return torch.cat([plain_attention(*part, causal=False, dropout=dropout) for part in parts], dim=-2)
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
     weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
@@ -32,6 +40,16 @@ def faster_in_training(device_type: str, dtype: str, dropout: float) -> str:
     On CPUs the products win in bf16 and with dropout, which the kernel leaves to slow ones (benchmarks/RESULTS.md).
     """
     return "plain" if device_type == "cpu" and (dtype != "fp32" or dropout) else "fused"
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2), elementwise."""
+    if not torch.compiler.is_compiling() or x.device.type != "cpu":
+        return F.gelu(x, approximate="tanh")
+    # (1 + tanh u) / 2 is sigmoid 2u, and compiled code has an exponential that is faster than its tanh.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    twice_u = 2 * math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+    return (wide * torch.sigmoid(twice_u)).to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

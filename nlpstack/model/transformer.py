@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nlpstack.model.kernels import Linear, drop, fused_attention, plain_attention
+from nlpstack.model.kernels import Linear, drop, fused_attention, gelu_tanh, plain_attention
 from nlpstack.model.losses import product_dtype
 
 
@@ -224,7 +224,7 @@ class Attention(nn.Module):
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """GELU, as it is or by its tanh approximation, or ReLU."""
-    return F.relu(x) if activation == "relu" else F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return gelu_tanh(x) if activation == "gelu_tanh" else F.gelu(x) if activation == "gelu" else F.relu(x)
 
 
 class FeedForward(nn.Module):
