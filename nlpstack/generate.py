@@ -52,7 +52,8 @@ def generate(
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
-    if not all(isinstance(one, str) or (one and all(map(_is_message, one))) for one in prompts):
+    turns = [turn for one in prompts if not isinstance(one, str) for turn in one or [None]]
+    if not all(isinstance(turn, tuple) and [*map(type, turn)] == [str, str] for turn in turns):
         raise ConfigError("prompts: a conversation is a list of pairs (role, content), at least one, all of them texts")
     where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
     with session(threads=threads):
@@ -71,10 +72,6 @@ def generate(
             ready = copy.deepcopy(ready, {id(ready.tokenizer): ready.tokenizer}).to(wanted)
         generations, timing = decode(ready, ready.tokenizer, given, sampling, batch_size=batch_size, on_text=on_text)
     return GenerationResult(generations=generations, timing=timing, device=str(ready.unembedding.device), dtype=dtype)
-
-
-def _is_message(turn: object) -> bool:
-    return isinstance(turn, tuple) and len(turn) == 2 and all(isinstance(part, str) for part in turn)
 
 
 def default_prompts(path: str | Path) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,22 +54,26 @@ def tokenize(
     note: Note = mute,
     **given: Any,
 ) -> dict[str, Any]:
-    """Turn a slice of a corpus, of its files each n-th from the i-th on, into token shards in a folder of `out`.
+    """Turn a slice of a corpus into token shards in a folder of `out`.
 
-    `part` is (i, n), `given` are values of DataConfig. `pretrain --data` takes such folders, or one that holds them;
-    `arch`: gpt; bert, which keeps the ends of sentences; roberta. One that is killed goes on where it was.
+    `part` is (i, n): of its files each n-th from the i-th on or, where n is above their number, a stretch of documents.
+    `given` are values of DataConfig. `pretrain --data` takes such folders, or one that holds them; `arch`: gpt; bert,
+    which keeps the ends of sentences; roberta. One that is killed goes on where it was.
     """
-    splits = find_splits(paths)
+    splits, (number, n) = find_splits(paths), part
     files = splits.get("train") or splits["all"]
-    if not 1 <= part[0] <= part[1] <= len(files):
-        raise ConfigError(f"--slice {part[0]}/{part[1]}: wanted I/N, I at most N, and N at most the {len(files)} files")
-    config: DataConfig = build(
-        DataConfig, {**given, "paths": [str(file) for file in files[part[0] - 1 :: part[1]]]}, "data", {}, "flag"
-    )
+    chosen = files[number - 1 :: n] if 1 <= number <= n <= len(files) else files
+    config: DataConfig = build(DataConfig, {**given, "paths": [str(file) for file in chosen]}, "data", {}, "flag")
+    text = whole_corpus(config, note)["all"]
+    if chosen is files and part != (1, 1):
+        n_documents = len(text.digests)
+        if not 1 <= number <= n <= n_documents:
+            raise ConfigError(f"--slice {number}/{n}: wanted I/N, I at most N, N at most the {n_documents:,} documents")
+        text = replace(text, start=n_documents * (number - 1) // n, stop=n_documents * number // n)
     encoder = load_tokenizer(tokenizer)
     masked = partial(MaskedLM, encoder, TaskConfig(nsp=arch == "bert"), 0, language=config.language)
     layout = (CausalLM(encoder) if arch == "gpt" else masked()).layout
-    shards = tokenize_split(whole_corpus(config, note)["all"], encoder, layout, Path(out), note=note)
+    shards = tokenize_split(text, encoder, layout, Path(out), note=note)
     about = {"out": str(shards.folder), "files": len(config.paths), "documents": len(shards.ends)}
     return {**about, "tokens": len(shards), "bytes": shards.n_bytes}
 

@@ -64,6 +64,19 @@ def test_slices_hold_every_document_once_as_one_tokenization_does(place: Path) -
     assert documents(together) == one, "the documents of one slice after those of another"
 
 
+def test_more_slices_than_files_are_stretches_of_documents(place: Path) -> None:
+    n = N_FILES + 2
+    assert tokenize(place, "whole").code == 0
+    (whole,) = found_shards([str(place / "whole")])
+    in_turn: list[tuple[int, ...]] = []
+    for number in range(1, n + 1):
+        found = tokenize(place, "stretches", "--slice", f"{number}/{n}", "--json").json
+        assert found["documents"] in {len(documents(TokenShards(whole))) // n + extra for extra in (0, 1)}
+        in_turn += documents(TokenShards(Path(found["out"])))
+    assert in_turn == documents(TokenShards(whole))
+    assert len(found_shards([str(place / "stretches")])) == n
+
+
 def test_a_stretch_of_documents_is_read_as_if_it_were_all(place: Path) -> None:
     slices = found_shards([str(place / "tokens")])
     whole = documents(TokenShards(*slices))
@@ -133,7 +146,7 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("part", ["0/2", "3/2", "1/6", "1", "a/b", "1/0"])
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1/99999", "1", "a/b", "1/0"])
 def test_a_slice_that_is_none_is_refused(place: Path, part: str, tmp_path: Path) -> None:
     assert f"--slice {part}" in tokenize(place, str(tmp_path / "out"), "--slice", part).fault
     assert not (tmp_path / "out").exists()

@@ -43,13 +43,11 @@ def check_command(paths: tuple[str, ...], task: str, model: str | None, as_json:
 
 
 @data_command.command("tokenize")
-@click.option(
-    "--data", "paths", required=True, multiple=True, metavar="PATH", help="File, folder, glob or sample:NAME."
-)
+@click.option("--data", "paths", required=True, multiple=True, metavar="PATH", help="File, folder, glob, sample:NAME.")
 @folder_option("--tokenizer", "A tokenizer's, model's or run's folder.", required=True)
 @folder_option("--out", "Where the folder of shards goes; the same for all slices.", required=True)
 @click.option("--arch", type=click.Choice(["gpt", "bert", "roberta"]), default="gpt", help="What will read them.")
-@click.option("--slice", "part", default="1/1", metavar="I/N", help="Only the I-th of N parts of the files.")
+@click.option("--slice", "part", default="1/1", metavar="I/N", help="Only the I-th of N parts.")
 @click.option("--documents", type=click.Choice(["files", "paragraphs"]), default="files", help="What a document is.")
 @output_options
 def tokenize_command(paths: tuple[str, ...], part: str, as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
@@ -62,7 +60,7 @@ def tokenize_command(paths: tuple[str, ...], part: str, as_json: bool, quiet: bo
     from nlpstack.prepare import tokenize
 
     number, _, n = part.partition("/")
-    if not (number.isdecimal() and n.isdecimal()):
-        raise click.UsageError(f"--slice {part}: expected I/N, such as 1/4")
+    if not (number.isdecimal() and n.isdecimal() and 0 < int(number) <= int(n)):
+        raise click.UsageError(f"--slice {part}: expected I/N, I from 1 to N, such as 1/4")
     found = tokenize(paths, part=(int(number), int(n)), note=make_reporter(quiet=quiet).say, **given)
     echo(found, f"{found['out']}: {found['tokens']:,} tokens of {found['documents']:,} documents", as_json=as_json)

@@ -1,4 +1,4 @@
-"""Attention, GELU, linear layers and dropout, each in ways that give the same; the faster one depends on the machine."""
+"""Attention, GELU, linear layers and dropout, in ways that give the same; which is faster depends on the machine."""
 
 import math
 

@@ -62,9 +62,7 @@ class Chat:
                 text = after.rstrip()
                 spans.append((len(before), len(text)))
             ids, offsets = self.tokenizer.encode_with_offsets(text)
-            trained = [
-                any(start < last and max(end, start + 1) > first for first, last in spans) for start, end in offsets
-            ]
+            trained = [any(start < last and max(end, start + 1) > at for at, last in spans) for start, end in offsets]
             rows.append((np.array(ids, np.int64), np.array(trained, bool)))
         return rows
 

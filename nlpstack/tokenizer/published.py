@@ -246,9 +246,7 @@ def _wordpiece_spec(pieces: list[str], roles: dict[str, str], config: dict[str, 
 
 def gguf_files(metadata: Mapping[str, Any], source: Path) -> dict[str, bytes]:
     """The tokenizer.json and tokenizer_config.json; ModelError for a tokenizer of a kind that is not known."""
-    said = {
-        key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.")
-    }
+    said = {key.removeprefix("tokenizer.ggml."): one for key, one in metadata.items() if key.startswith("tokenizer.")}
     if (model := said.get("model")) not in ("gpt2", "llama"):
         raise ModelError(f"{source}: a tokenizer of the kind {model!r} is not supported; there are gpt2, llama")
     for key, kind in _LISTS.items():

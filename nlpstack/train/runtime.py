@@ -125,9 +125,7 @@ def joined() -> Iterator[None]:
         if dist.distributed_c10d._get_default_store().add("nlpstack/failed", 1) > 1:
             raise SystemExit(1) from error
         if isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "Connection")):
-            raise TrainingError(
-                "another process has ended, killed perhaps; start again, a run with --resume"
-            ) from error
+            raise TrainingError("another process ended, killed perhaps; start again, a run with --resume") from error
         if own and isinstance(error, NlpstackError):
             raise type(error)(f"process {own}: {error}") from error
         raise

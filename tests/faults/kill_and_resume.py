@@ -35,7 +35,7 @@ class Outcome:
 
 SHAPE = {"model.dim": 64, "model.n_layers": 2, "model.n_heads": 2, "model.max_seq_len": 64, "tokenizer.vocab_size": 600}
 PRETRAINED = ("gpt", "bert")
-RECIPES = (*PRETRAINED, "ner-lora")
+RECIPES = (*PRETRAINED, "ner", "ner-lora")
 
 
 def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
@@ -55,7 +55,8 @@ def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
     }
     if recipe in PRETRAINED:
         return _typed("pretrain", recipe, out, {**SHAPE, **values, "eval.max_tokens": 4000, "eval.pseudo_tokens": 60})
-    return _typed("finetune", recipe, out, {**values, "lora.dropout": 0.1}, "--model", str(base(out.parent)))
+    values |= {"lora.dropout": 0.1} if recipe == "ner-lora" else {}
+    return _typed("finetune", recipe, out, values, "--model", str(base(out.parent)))
 
 
 def base(folder: Path) -> Path:

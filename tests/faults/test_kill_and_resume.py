@@ -7,7 +7,9 @@ from nlpstack.train.runtime import fast_bf16
 from tests.faults.kill_and_resume import PRETRAINED, RECIPES, torture
 
 
-@pytest.mark.parametrize("recipe", [*PRETRAINED, pytest.param("ner-lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "recipe", [recipe if recipe in PRETRAINED else pytest.param(recipe, marks=pytest.mark.slow) for recipe in RECIPES]
+)
 def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
     # Where bf16 is not multiplied in hardware it takes minutes: there it is left to the slow tests.
     dtype = "bf16" if recipe == "gpt" and fast_bf16(torch.device("cpu")) else "fp32"
