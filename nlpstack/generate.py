@@ -52,7 +52,7 @@ def generate(
         raise ConfigError(f"dtype '{dtype}' is unknown; give one of {', '.join(DTYPES)}")
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
-    turns = [turn for one in prompts if not isinstance(one, str) for turn in one or [None]]
+    turns = [turn for one in prompts if not isinstance(one, str) for turn in one or ("",)]
     if not all(isinstance(turn, tuple) and [*map(type, turn)] == [str, str] for turn in turns):
         raise ConfigError("prompts: a conversation is a list of pairs (role, content), at least one, all of them texts")
     where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
