@@ -53,7 +53,7 @@ def generate(
     if isinstance(prompts, str):
         raise ConfigError("prompts: expected a list of texts, got one text; put it in a list")
     turns = [turn for one in prompts if not isinstance(one, str) for turn in one or ("",)]
-    if not all(isinstance(turn, tuple) and [*map(type, turn)] == [str, str] for turn in turns):
+    if not all(isinstance(turn, tuple) and [isinstance(part, str) for part in turn] == [True, True] for turn in turns):
         raise ConfigError("prompts: a conversation is a list of pairs (role, content), at least one, all of them texts")
     where = {"device": device, "dtype": dtype} if isinstance(model, str | Path) else {}
     with session(threads=threads):

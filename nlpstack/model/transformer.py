@@ -224,7 +224,7 @@ class Attention(nn.Module):
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """GELU, as it is or by its tanh approximation, or ReLU."""
-    return gelu_tanh(x) if activation == "gelu_tanh" else F.gelu(x) if activation == "gelu" else F.relu(x)
+    return F.relu(x) if activation == "relu" else gelu_tanh(x) if activation == "gelu_tanh" else F.gelu(x)
 
 
 class FeedForward(nn.Module):
