@@ -1,7 +1,8 @@
 """What can go wrong through a user's doing; the command line prints each as one line and exits 2."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from itertools import islice
 
 
 class NlpstackError(Exception):
@@ -38,3 +39,9 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean 'x'?` where a known word is close, else nothing."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean '{prefix}{close[0]}'?" if close else ""
+
+
+def some(names: Collection[object], most: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(str, islice(names, most))) + more

@@ -88,6 +88,15 @@ def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None =
     return value
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and of those in it, sorted; unlike pathlib's search, OSError where one cannot be listed."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from files_below(path)
+        elif path.is_file():
+            yield path
+
+
 @contextmanager
 def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` once the block ends without an error.
@@ -103,7 +112,7 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
         with naming(target):
             yield temporary
             entries = {}
-            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            for path in files_below(temporary):
                 path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes files that no other user may read
                 fsync_path(path)
                 if (name := path.relative_to(temporary).as_posix()) not in free_text:
@@ -117,15 +126,17 @@ def new_folder(target: Path, *, free_text: frozenset[str] = frozenset()) -> Iter
 def publish(folder: Path, target: Path) -> None:
     """Put `folder` where `target` is, in one step where the system can; what stood there is removed."""
     aside = target.with_name(target.name + ASIDE_SUFFIX)
-    if not target.exists():
+    try:
         os.rename(folder, target)
-    elif _exchange(folder, target):
-        shutil.rmtree(folder)
-    else:
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(target, aside)
-        os.rename(folder, target)
-    shutil.rmtree(aside, ignore_errors=True)  # this one's, or what a writer killed between two renames left
+    except OSError:  # mostly since something stands there, perhaps only since a moment ago
+        if not target.exists():
+            raise
+        if not _exchange(folder, target):
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(target, aside)
+            os.rename(folder, target)
+    for old in (folder, aside):  # what stood there, or what a writer killed between two renames left
+        shutil.rmtree(old, ignore_errors=True)
     fsync_path(target.parent)
 
 

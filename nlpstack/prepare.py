@@ -13,15 +13,13 @@ from nlpstack.config import build
 from nlpstack.data.corpus import whole_corpus
 from nlpstack.data.labelled import TaggedExample, TextExample, classes_of, inputs_of, read_labelled
 from nlpstack.data.readers import DataConfig, Note, find_splits, mute
-from nlpstack.errors import ConfigError, DataError
+from nlpstack.errors import ConfigError, DataError, some
 from nlpstack.files import MANIFEST, new_folder
 from nlpstack.hub import load_model
 from nlpstack.tasks import CausalLM, MaskedLM, TaskConfig, labelled_task
 from nlpstack.tasks.corpus import make_tokenizer, tokenize_split
 from nlpstack.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
 from nlpstack.tokenizer.base import ROLES
-
-_SHOWN = 5  # places, or labels, that a problem names
 
 
 def train_tokenizer_on(
@@ -136,7 +134,7 @@ def check_data(
         problems += [f"{name}: {n:,} of {len(examples):,} examples also stand in {one}" for one, n in shared.items()]
         seen = {**dict.fromkeys(map(inputs_of, examples), name), **seen}
         if strange := sorted({one for example in examples for one in classes_of(example)} - known):
-            problems.append(f"{name}: labels that training lacks: {_some(strange)}")
+            problems.append(f"{name}: labels that training lacks: {some(strange)}")
     if model is not None:
         ready = load_model(model, note=note)
         loose = TaskConfig(name=task, truncate=True)  # type: ignore[arg-type]
@@ -150,10 +148,6 @@ def check_data(
                 problems.append(f"{name}: {unknown:,} of {n:,} tokens are of characters the tokenizer does not know")
             report[name] |= {"tokens": n, "longest": longest, "mean": mean, "unknown": unknown}
     return {"task": task, "splits": report, "problems": problems}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _counts(name: str, examples: Sequence[Any], problems: list[str]) -> dict[str, Any]:
@@ -171,5 +165,5 @@ def _counts(name: str, examples: Sequence[Any], problems: list[str]) -> dict[str
     if doubles and isinstance(examples[0], TaggedExample | TextExample):
         problems.append(f"{name}: {doubles:,} of {len(examples):,} examples stand there once more")
     if differing := [one.where for one in examples if len(answers[inputs_of(one)]) > 1]:
-        problems.append(f"{name}: {len(differing):,} examples are labelled in more than one way: {_some(differing)}")
+        problems.append(f"{name}: {len(differing):,} examples are labelled in more than one way: {some(differing)}")
     return {"examples": len(examples), "labels": dict(labels.most_common()), "doubles": doubles}

@@ -133,8 +133,7 @@ def _named(told: Any, names: Sequence[str]) -> Any:
 
 def slices(metric: Metric, parts: Sequence[Units], texts: TextOf) -> dict[str, dict[str, Any]]:
     """Scores of parts of the data, by the words of the input and, of single labels, by the true label."""
-    order = sorted(metric.told)
-    masks: dict[str, np.ndarray] = {}
+    order, masks = sorted(metric.told), dict[str, np.ndarray]()
     if texts is not None:
         lengths = np.array([len(texts(number).split()) for number in order])
         edges = np.unique(np.quantile(lengths, np.arange(1, _PARTS) / _PARTS).astype(int))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nlpstack.errors import some
 from nlpstack.hub import weights_hash
 from tests.tiny import nlpstack, pretrain, tree, write_text
 
@@ -492,3 +493,12 @@ def test_eval_names_a_model_that_is_not_there(run: Path, tmp_path: Path, monkeyp
     assert "not a run, so it names no data; give --data FILE|DIR" in complain("eval", run / "model")
     monkeypatch.chdir(tmp_path / "runs" / "tiny")
     assert "no model given and no finished run under runs/; make one with: nlpstack pretrain" in complain("eval")
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [(0, ""), (1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4 and 1 more"), (1_500, "4 and 1,495 more")],
+)
+def test_of_many_names_the_first_are_told_and_how_many_more(n: int, told: str) -> None:
+    assert some(range(n)).endswith(told)
+    assert some(range(n)).count(",") <= 5

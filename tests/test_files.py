@@ -2,7 +2,11 @@
 
 import json
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ from nlpstack.errors import CheckpointError, ModelError
 from nlpstack.files import (
     ASIDE_SUFFIX,
     MANIFEST,
+    files_below,
     new_folder,
     publish,
     remove_leftovers,
@@ -148,7 +153,7 @@ def test_a_writer_killed_between_the_renames_leaves_the_old_folder_to_readers(
     rename = os.rename
 
     def killed(source: Path, to: Path) -> None:
-        if to == target:
+        if to == target and not target.exists():
             raise Interrupted
         rename(source, to)
 
@@ -169,6 +174,57 @@ def test_publishing_takes_the_folder_itself(tmp_path: Path) -> None:
         (tmp_path / name / name).touch()
     publish(tmp_path / "new", tmp_path / "old")
     assert [path.name for path in tmp_path.rglob("*")] == ["old", "new"]
+
+
+@pytest.mark.usefixtures("exchange")
+def test_of_two_who_publish_at_one_moment_neither_is_refused(tmp_path: Path) -> None:
+    both = Barrier(2)
+
+    def publish_after_the_other_is_there(folder: Path) -> None:
+        both.wait()
+        publish(folder, folder.with_name("target"))
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(200):
+            folders = [tmp_path / str(number) / name for name in "ab"]
+            for folder in folders:
+                folder.mkdir(parents=True)
+                (folder / "name").write_text(folder.name)
+            list(pool.map(publish_after_the_other_is_there, folders))
+            assert os.listdir(tmp_path / str(number)) == ["target"]
+            assert content(tmp_path / str(number) / "target") in ({"name": "a"}, {"name": "b"})
+
+
+def test_files_below_a_folder_are_those_that_pathlib_finds(tmp_path: Path) -> None:
+    for name in ("b", "a/c", "a.txt", "a/d/e", "z/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "z" / "round").symlink_to(tmp_path)
+    (tmp_path / "z" / "file").symlink_to(tmp_path / "b")
+    (tmp_path / "z" / "nothing").symlink_to(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe")
+    found = list(files_below(tmp_path))
+    assert found == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c", "a/d/e", "a.txt", "b", "z/file", "z/x"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed(folder: Path, iterdir: Any = Path.iterdir) -> Iterator[Path]:
+        if folder.name == "inner":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+
+    def write_two() -> None:
+        with new_folder(tmp_path / "model") as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "a").touch()
+
+    with pytest.raises(PermissionError):
+        write_two()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_text_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import sentencex
 
 from nlpstack.data.readers import OVERLAPS, DataConfig, Note, Piece, find_splits, mute, read_documents
-from nlpstack.errors import DataError
+from nlpstack.errors import DataError, some
 
 SEGMENTER = f"sentencex-{version('sentencex')}"  # another version may cut elsewhere: part of what is cached by
 WINDOW = 4096  # characters of a paragraph that are cut at a time: sentencex's time grows with their square
@@ -107,8 +107,7 @@ def whole_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     for name, files in find_splits(config.paths).items():
         found = survey(read_documents(files, config.documents, note))
         if found.is_blank:
-            names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
-            raise DataError(f"{names}: holds no text, at most white space; give files with text in them")
+            raise DataError(f"{some(files)}: holds no text, at most white space; give files with text in them")
         splits[name] = Split(name=name, files=tuple(files), documents=config.documents, survey=found)
     return splits
 

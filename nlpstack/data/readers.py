@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from nlpstack.errors import DataError
+from nlpstack.files import files_below
 from nlpstack.samples import sample
 
 PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
@@ -82,7 +83,7 @@ def _expand(text: str, kind: str) -> SplitFiles:
     accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and corpus_suffix(file, suffixes)]
+        files = [file for file in files_below(path) if corpus_suffix(file, suffixes)]
         if not files:
             raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
         named: SplitFiles = {}

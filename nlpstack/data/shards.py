@@ -270,8 +270,7 @@ def _locked(path: Path) -> IO[bytes]:
 
 def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:
     """Pieces in groups of about GROUP_BYTES characters, so that the tokenizer's threads have work."""
-    group: list[Piece] = []
-    size = 0
+    group, size = list[Piece](), 0
     for piece in islice(pieces, skip, None):
         group.append(piece)
         size += len(piece.text)

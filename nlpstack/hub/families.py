@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlpstack.config import near, validated
-from nlpstack.errors import ModelError
+from nlpstack.errors import ModelError, some
 from nlpstack.model import LanguageModel, TransformerConfig
 from nlpstack.model.heads import ALL_HEADS, Head, Labels
 
@@ -319,10 +319,5 @@ def check_tensors(file: Path, sizes: Sizes, wanted: Sizes, what: str, mend: str)
             f"{name} {sizes[name]} instead of {size}" for name, size in wanted.items() if sizes.get(name, size) != size
         ],
     }
-    if found := [f"{fault} {_some(names)}" for fault, names in faults.items() if names]:
+    if found := [f"{fault} {some(names)}" for fault, names in faults.items() if names]:
         raise ModelError(f"{file}: {'; '.join(found)}; {mend}")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

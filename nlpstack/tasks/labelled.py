@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nlpstack.data.batch import Batch, Example, by_length, pad_batch
 from nlpstack.data.readers import Note
-from nlpstack.errors import DataError, ModelError
+from nlpstack.errors import DataError, ModelError, some
 from nlpstack.model import BERT, TransformerConfig
 from nlpstack.tasks.base import TaskConfig
 from nlpstack.tokenizer import Tokenizer
@@ -71,9 +70,8 @@ def knows(example: Any, kind: str, names: Iterable[str], known: Collection[str],
     """Whether training saw all of an example's labels; DataError if not, unless such examples are left out."""
     strange = [name for name in names if name not in known]
     if strange and not config.ignore_unknown:
-        there = ", ".join(islice(known, 8)) + (", ..." if len(known) > 8 else "")
         cure = "correct it, or leave such examples out with --unknown-labels ignore"
-        raise DataError(f"{example.where}: {kind} {strange[0]!r} is none that training saw ({there}); {cure}")
+        raise DataError(f"{example.where}: {kind} {strange[0]!r} is none that training saw ({some(known, 8)}); {cure}")
     return not strange
 
 

@@ -16,7 +16,7 @@ from pydantic import dataclasses as pydantic_dataclasses
 
 from nlpstack.config import Resolved, checked, read_toml, resolve, to_toml
 from nlpstack.data.readers import DataConfig
-from nlpstack.errors import CheckpointError, ConfigError
+from nlpstack.errors import CheckpointError, ConfigError, some
 from nlpstack.files import ASIDE_SUFFIX, naming, read_json_object, remove_leftovers, write_file
 from nlpstack.model import TransformerConfig
 from nlpstack.model.lora import LoRAConfig
@@ -190,7 +190,7 @@ class RunFolder:
             raise CheckpointError(f"{path}: no run stands here to --resume; leave the flag out to start one")
         foreign = [name for name in entries if name not in ENTRIES and not name.startswith(".")]
         if entries and not is_run:
-            raise ConfigError(f"{path}: holds other files ({', '.join(foreign[:3])}); give another --out")
+            raise ConfigError(f"{path}: holds other files ({some(foreign)}); give another --out")
         if results and not resume and not overwrite:
             raise ConfigError(f"{path}: a run stands here; --resume goes on with it, --overwrite replaces it")
         if results and resume and "config.toml" not in entries:

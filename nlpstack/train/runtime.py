@@ -108,6 +108,9 @@ def joined() -> Iterator[None]:
     The first alone speaks. Of those that fail, whichever is the first to fail says why.
     """
     if on_gpu := torch.cuda.is_available():
+        if (asked := int(os.environ["LOCAL_WORLD_SIZE"])) > (there := torch.cuda.device_count()):
+            fault = f"torchrun: {asked} processes on a machine with {there} GPUs; give --nproc-per-node {there} at most"
+            raise SystemExit(2) if int(os.environ["LOCAL_RANK"]) else ConfigError(fault)
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")  # whatever stands on the CPU goes by gloo
     own = rank()
@@ -157,11 +160,7 @@ def fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # Since torch 2.11 there is get_capabilities; before, private names say the same.
-        if hasattr(torch.cpu, "get_capabilities"):
-            capabilities = torch.cpu.get_capabilities()
-            return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     return False
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nlpstack.config import checked
 from nlpstack.data.batch import Batch, Bucketed, Loader
 from nlpstack.decode.loop import evaluating
-from nlpstack.errors import CheckpointError, ConfigError, TrainingError
+from nlpstack.errors import CheckpointError, ConfigError, TrainingError, some
 from nlpstack.metrics import Metric, Score, compute, lower_is_better
 from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
@@ -233,13 +233,12 @@ class Trainer:
             self.reporter.say(f"utilisation is of {self._peak_flops / 1e12:.3g} TFLOP/s ({source})")
         length = float(order.lengths.mean()) if isinstance(order := self.loader.order, Bucketed) else 0.0
         flops = flops_per_token(self.model, predicted=self.task.predicted_share, length=length)["training"]
-        utilisation = speed * flops / (self._peak_flops * runtime.world_size())
+        utilisation = round(speed * flops / (self._peak_flops * runtime.world_size()), 4)
         memory = runtime.peak_memory(self.device)
         terms = {f"{name}_loss": value for name, value in report.losses.items()} if len(report.losses) > 1 else {}
         record = {"step": report.step, "loss": report.loss, **terms, "lr": report.lr, "grad_norm": report.grad_norm}
-        record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1)}
-        record |= {"utilisation": round(utilisation, 4), "memory_bytes": memory}
-        self.log.write({**record, "seconds": round(self.state.seconds, 3)})
+        record |= {"tokens": self.state.tokens, "tokens_per_second": round(speed, 1), "utilisation": utilisation}
+        self.log.write({**record, "memory_bytes": memory, "seconds": round(self.state.seconds, 3)})
         text = f"loss {report.loss:.4f}  lr {report.lr:.2e}  |g| {report.grad_norm:.2f}"
         text += f"  {speed:,.0f} tok/s  mfu {utilisation:.0%}  {memory / 2**30:.2f} GiB"
         self.reporter.say(f"step {report.step:>{len(str(self.choices.steps))}}/{self.choices.steps}  {text}")
@@ -274,7 +273,7 @@ class Trainer:
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         if wrong := sorted(tensors.keys() ^ trainable_state(self.model).keys()):
-            raise CheckpointError(f"the checkpoint holds other weights than those that train: {', '.join(wrong[:3])}")
+            raise CheckpointError(f"the checkpoint holds other weights than those that train: {some(wrong)}")
         self.model.load_state_dict(tensors, strict=False)
 
     def restore(self, checkpoint: Checkpoint) -> None:

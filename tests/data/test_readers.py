@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from nlpstack.data import readers
 from nlpstack.data.readers import find_splits, read_documents
 from nlpstack.errors import DataError, NlpstackError
+from tests.tiny import nlpstack
 
 QUICK = settings(max_examples=40, deadline=None)  # deadlines fail on a busy machine
 
@@ -287,6 +289,22 @@ def test_a_folder_without_splits_stands_for_all_corpus_files_below_it(tmp_path: 
     for name in ("b.txt", "a.jsonl", "sub/c.txt.gz", "image.png"):
         (tmp_path / name).touch()
     assert names(find_splits([str(tmp_path)])) == {"all": ["a.jsonl", "b.txt", "c.txt.gz"]}
+
+
+def test_a_folder_below_that_cannot_be_listed_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/b.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+
+    def listed(folder: Path, iterdir: Any = Path.iterdir) -> Any:
+        if folder.name == "a":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    done = nlpstack("data", "tokenize", "--data", tmp_path, "--tokenizer", tmp_path, "--out", tmp_path / "out")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'a'}: Permission denied" in done.err
 
 
 def test_a_glob_stands_for_the_files_it_matches_in_order(tmp_path: Path) -> None:

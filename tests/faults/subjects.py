@@ -73,8 +73,7 @@ def _read_checkpoints(folder: Path) -> str:
     best = Checkpoints(folder / "checkpoints").load(1)
     require(torch.equal(best.model["w"], _checkpoint(1).model["w"]), "the best one is another")
     listed = json.loads((Checkpoints(folder / "checkpoints").path(found.state["step"]) / "manifest.json").read_text())
-    # None where the new folder itself could not be listed: pathlib passes that over, and nothing is checked later.
-    require(len(listed["files"]) in (0, 3), f"the manifest lists {list(listed['files'])}")
+    require(len(listed["files"]) == 3, f"the manifest lists {list(listed['files'])}")
     return "new" if found.state["step"] == 4 else "old"
 
 
