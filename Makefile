@@ -43,7 +43,7 @@ golden: $(READY)
 
 # Kill runs wherever they are, let every call of a save fail, damage every kind of file, stop and crowd commands.
 torture: $(READY)
-	$(BIN)/python -m tests.faults.kill_and_resume --runs 50
+	$(BIN)/python -m tests.faults.kill_and_resume
 	$(BIN)/python -m tests.faults.failing_calls
 	$(BIN)/python -m tests.faults.two_writers
 	$(BIN)/python -m tests.faults.long_run

@@ -2,21 +2,26 @@
 
     python -m tests.faults.kill_and_resume --recipe bert --runs 20 --dtype bf16 --compile
 
-The killer shares nothing with the run but the sight of its folder. Exit code 1 if any run differs.
+Every command is a process of its own, forked from one that has loaded torch and done nothing else. The killer shares
+nothing with the run but the sight of its folder. Exit code 1 if any run differs.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from nlpstack.cli import run
 
 STEPS = 60
 # What a line of metrics.jsonl says of the machine and the clock, not of the run.
@@ -34,6 +39,8 @@ class Outcome:
 
 
 SHAPE = {"model.dim": 64, "model.n_layers": 2, "model.n_heads": 2, "model.max_seq_len": 64, "tokenizer.vocab_size": 600}
+Mode = tuple[str, bool]  # dtype, and whether it is compiled
+MODES: Sequence[Mode] = (("fp32", False), ("bf16", True), ("bf16", False), ("fp32", True))
 PRETRAINED = ("gpt", "bert")
 RECIPES = (*PRETRAINED, "ner", "ner-lora")
 
@@ -64,13 +71,13 @@ def base(folder: Path) -> Path:
     made = folder / "base"
     if not made.exists():
         short = {"train.steps": 2, "train.batch_size": 8, "eval.max_tokens": 500, "eval.pseudo_tokens": 20}
-        run_whole(_typed("pretrain", "bert", made, {**SHAPE, **short, "eval.resamples": 10}))
+        run_whole(_typed("pretrain", "bert", made, {**SHAPE, **short, "eval.resamples": 10}), folder / "base.stderr")
     return made
 
 
 def _typed(stage: str, recipe: str, out: Path, values: dict[str, object], *words: str) -> list[str]:
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "nlpstack", stage, recipe, "--quiet", "--json", "--out", str(out), *settings, *words]
+    return [stage, recipe, "--quiet", "--json", "--out", str(out), *settings, *words]
 
 
 def outcome(out: Path) -> Outcome:
@@ -81,11 +88,34 @@ def outcome(out: Path) -> Outcome:
     return Outcome(results["run"]["weights"], lines)
 
 
-def run_whole(words: list[str]) -> None:
+_FORKS = get_context("forkserver")
+_FORKS.set_forkserver_preload(["nlpstack.cli", "nlpstack.pretrain", "nlpstack.finetune"])
+
+
+def _work(words: list[str], said: Path) -> None:
+    with said.open("w") as errors:
+        os.dup2(errors.fileno(), sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.argv = ["nlpstack", *words]
+    run()
+
+
+def started(words: list[str], said: Path) -> ForkServerProcess:
+    """The process of a command, which writes its errors to a file."""
+    process = _FORKS.Process(target=_work, args=(words, said))
+    process.start()
+    return process
+
+
+def run_whole(words: list[str], said: Path) -> None:
     """Run a command to its end, which must be a good one."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
+    process = started(words, said)
+    process.join(DEADLINE_SECONDS)
+    if process.exitcode:
+        raise SystemExit(f"nlpstack {' '.join(words)}: exit code {process.exitcode}\n{said.read_text()}")
+    if process.exitcode is None:
+        process.kill()
+        raise SystemExit(f"nlpstack {' '.join(words)}: still running after {DEADLINE_SECONDS} s")
 
 
 def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Random) -> str:
@@ -93,14 +123,13 @@ def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Rando
 
     Returns where it was: "before", "save", "between", or "finished" if it was faster than the killer.
     """
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    started = time.monotonic()
+    said = out.with_suffix(".stderr")
+    process, start = started(words, said), time.monotonic()
     checkpoints, log = out / "checkpoints", out / "metrics.jsonl"
     lines = rng.randrange(1, STEPS) if moment == "step" else 1
     saves_to_pass = rng.randrange(3)  # so that not only the first save is hit
     seen: set[str] = set()
-    while process.poll() is None:
-        elapsed = time.monotonic() - started
+    while process.is_alive():
         if moment == "save":
             seen |= {path.name for path in checkpoints.glob(".step-*.tmp-*")}
             due = len(seen) > saves_to_pass
@@ -109,55 +138,61 @@ def run_until_killed(words: list[str], out: Path, moment: str, rng: random.Rando
         if due:
             time.sleep(rng.uniform(0, 0.004))
             break
-        if elapsed > DEADLINE_SECONDS:
+        if time.monotonic() - start > DEADLINE_SECONDS:
             process.kill()
             raise SystemExit(f"{out}: still running after {DEADLINE_SECONDS} s")
         time.sleep(POLL_SECONDS)
     process.kill()
-    _, errors = process.communicate()
-    if process.returncode not in (0, -9):
-        raise SystemExit(f"{out}: exit code {process.returncode}\n{errors.decode()}")
-    if process.returncode == 0:
+    process.join()
+    if process.exitcode not in (0, -9):
+        raise SystemExit(f"{out}: exit code {process.exitcode}\n{said.read_text()}")
+    if process.exitcode == 0:
         return "finished"
     if any(checkpoints.glob(".step-*.tmp-*")):
         return "save"
     return "between" if any(checkpoints.glob("step-*")) else "before"
 
 
-def torture(folder: Path, *, runs: int, dtype: str, compiled: bool, seed: int, recipe: str = "gpt") -> dict[str, int]:
-    """Do `runs` killed runs beside an unbroken one; raises SystemExit at the first that differs."""
-    rng = random.Random(seed)
-    whole = folder / "whole"
-    run_whole(command(whole, recipe, dtype, compiled))
-    expected = outcome(whole)
-    print(f"unbroken: weights {expected.weights}, {len(expected.lines)} log lines", flush=True)
+def killed_and_resumed(out: Path, words: list[str], number: int, rng: random.Random) -> list[str]:
+    """Kill a run once or twice, then run it to its end; where it was killed."""
+    found_at: list[str] = []
+    for moment in (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["step"]):
+        place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng)
+        while place == "finished":  # nothing was killed: once more, from nothing
+            shutil.rmtree(out)
+            place = run_until_killed(words, out, moment, rng)
+        found_at.append(place)
+    run_whole(words + ["--resume"] * out.exists(), out.with_suffix(".stderr"))
+    return found_at
+
+
+def torture(folder: Path, *, runs: int, seed: int, recipe: str, modes: Sequence[Mode] = MODES) -> dict[str, int]:
+    """Do `runs` killed runs, four of a mode and then of the next, beside unbroken ones; where they were killed.
+
+    Raises SystemExit at the first that differs.
+    """
+    rng, expected = random.Random(seed), dict[Mode, Outcome]()
     places: dict[str, int] = dict.fromkeys(("before", "save", "between"), 0)
     for number in range(runs):
+        mode = modes[number // 4 % len(modes)]
+        name = f"{mode[0]}, {'compiled' if mode[1] else 'not compiled'}"
+        if mode not in expected:
+            whole = folder / f"whole-{len(expected)}"
+            run_whole(command(whole, recipe, *mode), whole.with_suffix(".stderr"))
+            expected[mode] = outcome(whole)
+            print(f"{recipe}, {name}: {len(expected[mode].lines)} log lines, weights {expected[mode].weights}")
         out = folder / f"run-{number:02d}"
-        words = command(out, recipe, dtype, compiled)
-        found_at: list[str] = []
-        for moment in (["before"] if number % 4 == 0 else []) + (["save"] if number % 2 == 0 else ["step"]):
-            place = run_until_killed(words + ["--resume"] * out.exists(), out, moment, rng)
-            while place == "finished":  # nothing was killed: once more, from nothing
-                shutil.rmtree(out)
-                place = run_until_killed(words, out, moment, rng)
-            places[place] += 1
-            found_at.append(place)
-        run_whole(words + ["--resume"] * out.exists())
-        found = outcome(out)
-        same = found == expected
-        print(f"run {number:2d}: killed at {', '.join(found_at)}: weights {found.weights} equal: {same}", flush=True)
+        found_at = killed_and_resumed(out, command(out, recipe, *mode), number, rng)
+        found, wanted = outcome(out), expected[mode]
+        same = found == wanted
+        print(f"run {number:2d}, {name}: killed at {', '.join(found_at)}: {found.weights} equal: {same}", flush=True)
         if not same:
-            for then, now in zip(expected.lines, found.lines, strict=False):
-                if then != now:
-                    print(f"  first difference: {then} / {now}")
-                    break
-            raise SystemExit(1)
+            differences = [pair for pair in zip(wanted.lines, found.lines, strict=False) if pair[0] != pair[1]]
+            raise SystemExit(f"  first difference: {differences[:1]}")
+        for place in found_at:
+            places[place] += 1
         shutil.rmtree(out)
-    print(
-        f"{runs} of {runs} runs of {recipe} equal the unbroken one ({dtype}, compile {compiled}); killed at: {places}",
-        flush=True,
-    )
+    print(f"{runs} of {runs} runs of {recipe} equal the unbroken one; killed at: {places}", flush=True)
     return places
 
 
@@ -165,15 +200,20 @@ def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", action="append", choices=RECIPES, help="repeatable; all if none is given")
-    parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--dtype", action="append", choices=["fp32", "bf16"], help="repeatable; both if none is given")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--runs", type=int, default=50, help="of each recipe")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="both in turn if not given")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="with and without, if not given")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for recipe, dtype in product(options.recipe or RECIPES, options.dtype or ["fp32", "bf16"]):
-        settings = {"runs": options.runs, "compiled": options.compile, "seed": options.seed}
+    modes = [
+        (dtype, compiled)
+        for dtype, compiled in MODES
+        if options.dtype in (None, dtype) and options.compile in (None, compiled)
+    ]
+    print(f"seed {options.seed}", flush=True)
+    for recipe in options.recipe or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
-            torture(Path(folder), recipe=recipe, dtype=dtype, **settings)
+            torture(Path(folder), recipe=recipe, runs=options.runs, seed=options.seed, modes=modes)
 
 
 if __name__ == "__main__":

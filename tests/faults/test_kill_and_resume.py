@@ -13,7 +13,7 @@ from tests.faults.kill_and_resume import PRETRAINED, RECIPES, torture
 def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
     # Where bf16 is not multiplied in hardware it takes minutes: there it is left to the slow tests.
     dtype = "bf16" if recipe == "gpt" and fast_bf16(torch.device("cpu")) else "fp32"
-    places = torture(tmp_path, recipe=recipe, runs=1, dtype=dtype, compiled=False, seed=1)
+    places = torture(tmp_path, recipe=recipe, runs=1, modes=[(dtype, False)], seed=1)
     assert places["before"] + places["save"] + places["between"] == 2, "killed twice: at the start, then in a save"
 
 
@@ -22,6 +22,6 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_runs_too(recipe, dtype, tmp_path):
-    places = torture(tmp_path, recipe=recipe, runs=4, dtype=dtype, compiled=True, seed=2)
+    places = torture(tmp_path, recipe=recipe, runs=4, modes=[(dtype, True)], seed=2)
     assert places["save"] >= 1
     assert places["before"] >= 1
