@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pairs
@@ -193,15 +194,16 @@ def our_run(row: Row, given: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
 
 def _grown(row: Row, prepare: Any, *given: Any) -> Any:
     """A stage's material, the model with a larger vocabulary if the row wants one."""
-    material = prepare(*given)
-    if not row.grown:
-        return material
-    model = material.model
-    heads = {"heads": model.heads} if hasattr(model, "heads") else {}
-    shape = replace(model.config, vocab_size=row.grown)
-    grown = type(model).create(shape, seed=0, tokenizer=model.tokenizer, **heads)
-    model.to("meta")  # the stage's own is still held by what writes texts, and no run holds two
-    return replace(material, model=grown)
+    from nlpstack.model import BERT, GPT
+
+    kind = GPT if row.recipe == "gpt" else BERT
+    create = kind.create
+
+    def larger(config: Any, **given: Any) -> Any:
+        return create(replace(config, vocab_size=row.grown or config.vocab_size), **given)
+
+    with mock.patch.object(kind, "create", larger):
+        return prepare(*given)
 
 
 def our_side(row: Row, given: argparse.Namespace) -> None:
