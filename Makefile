@@ -28,7 +28,7 @@ lint: $(READY)
 
 check: lint test
 
-# Each comparison beside its peer, in about an hour; the figures belong in benchmarks/RESULTS.md, which also has those
+# Each comparison beside its peer, in some 50 minutes; the figures belong in benchmarks/RESULTS.md, which also has those
 # of the other programs in benchmarks/, by which rules were set.
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py
