@@ -80,8 +80,8 @@ def _compared(name: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> dict
     if reason := _differs(name, one, two):
         return {"refused": reason}
     values = [result["metrics"][name]["value"] for result in (one, two)]
-    then, now = (np.array(result["resampled"][name]["values"], dtype=np.float64) for result in (one, two))
-    drawn = (now - then)[~np.isnan(now - then)]
+    both = np.array([result["resampled"][name]["values"] for result in (one, two)], dtype=np.float64)
+    drawn = np.diff(both[:, np.isfinite(both).all(axis=0)], axis=0)[0]
     low, high = percentiles(drawn)
     least = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (least + 1) / (len(drawn) + 1)) if len(drawn) else None  # one more: a chance is never 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_a_result_is_no_better_than_itself_and_seldom_than_its_like(tmp_path: Pa
         rows(labels(tmp_path / "a.json", 0.7, seed), labels(tmp_path / "b.json", 0.7, seed + 500)) for seed in range(20)
     ]
     assert sum(found["accuracy"]["better"] != "neither" for found in significant) <= 4
+
+
+def test_draws_that_are_not_finite_are_left_out_without_a_word(tmp_path: Path) -> None:
+    paths = [labels(tmp_path / f"{number}.json", 0.5 + number / 10, number) for number in (1, 2)]
+    usual = rows(*paths)["accuracy"]
+    for path in paths:
+        result = json.loads(path.read_text())
+        result["results"][0]["resampled"]["accuracy"]["values"] += [float("inf"), None]
+        path.write_text(json.dumps(result))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rows(*paths)["accuracy"] == usual
 
 
 @pytest.fixture(scope="module")
