@@ -319,5 +319,5 @@ def check_tensors(file: Path, sizes: Sizes, wanted: Sizes, what: str, mend: str)
             f"{name} {sizes[name]} instead of {size}" for name, size in wanted.items() if sizes.get(name, size) != size
         ],
     }
-    if found := [f"{fault} {some(names)}" for fault, names in faults.items() if names]:
+    if found := [f"{fault} {some(names, 3)}" for fault, names in faults.items() if names]:
         raise ModelError(f"{file}: {'; '.join(found)}; {mend}")

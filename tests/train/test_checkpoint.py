@@ -73,8 +73,10 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_removed(tmp_path):
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     checkpoints = save(tmp_path / "c", 5, 10)
 
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(path, iterdir=Path.iterdir):
+        if path == tmp_path / "c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "iterdir", refuse)
