@@ -255,6 +255,6 @@ def text_lines(
         for number, data in enumerate(iter(partial(file.readline, LINE_BYTES + 1), b""), 1):
             if len(data) > LINE_BYTES:  # a small packed file may hold one that no memory does
                 raise DataError(f"{path}:{number}: a line of more than {LINE_BYTES:,} bytes; cut it")
-            line = data.decode("ascii") if data.isascii() else _decode(data, offset, path, note, fault, number)
+            line = _decode(data, offset, path, note, fault, number)
             yield line if with_ends else line.removesuffix("\n").removesuffix("\r")
             offset += len(data)

@@ -35,7 +35,7 @@ from nlpstack.start import finished_runs
 from nlpstack.train.run import load_run, read_results
 from tests.faults.damage import BYTES, JSON, TEXT, Change, bomb, change_packed, change_row, nested, pack
 from tests.faults.goods import finished_run
-from tests.faults.trials import FINDING, Trial, Wrong, command_verdict, main, one_line
+from tests.faults.trials import FINDING, Trial, Wrong, again, command_verdict, main, one_line
 from tests.tiny import Outcome, nlpstack
 
 PACKED = ("", "", "", ".gz", ".zst")
@@ -69,6 +69,7 @@ def in_turn(*acts: Callable[[], object]) -> None:
     """Do all of these; the last refusal is raised at the end, behind a look at each one's message."""
     last: NlpstackError | None = None
     for act in acts:
+        again()
         try:
             act()
         except NlpstackError as error:

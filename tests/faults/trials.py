@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from nlpstack.errors import NlpstackError
 from tests.tiny import Outcome
 
-SECONDS = 20  # of the processor, for one trial
+SECONDS = 20  # of the processor, for one trial, or for each reading of it
 MEMORY = 1 << 30  # bytes of address space that a trial may take on top of what is used before it
 SILENT_SECONDS = 120  # that a child may take for one trial before it is ended
 LONGEST = 5_000  # characters of a fault's line
@@ -69,6 +69,12 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def again(seconds: float = SECONDS) -> None:
+    """Of a trial that reads its file several times, each reading has the whole time."""
+    if signal.getitimer(signal.ITIMER_PROF)[0]:  # not where nothing is bounded
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def attempt(act: Callable[[], object], *, seconds: float = SECONDS, memory: int = MEMORY) -> Verdict:
