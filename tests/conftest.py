@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+# Tests and their commands run side by side, on tiny models: second threads would only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
 
 import pytest
 import torch
@@ -20,11 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate-golden", action="store_true", help="write tests/golden/ anew instead of comparing with it"
     )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Tests run side by side, on tiny models: second threads would only wait for one another.
-    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,7 +45,7 @@ PRETRAINED = ("gpt", "bert")
 RECIPES = (*PRETRAINED, "ner", "ner-lora")
 
 
-def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
+def command(out: Path, recipe: str, dtype: str, compiled: bool, threads: int) -> list[str]:
     """A small form of a recipe: two layers, dropout 0.1, a checkpoint every ten steps."""
     values = {
         "model.dropout": 0.1,
@@ -58,6 +58,7 @@ def command(out: Path, recipe: str, dtype: str, compiled: bool) -> list[str]:
         "train.sample_tokens": 10,
         "train.dtype": dtype,
         "train.compile": str(compiled).lower(),
+        "train.threads": threads,
         "eval.resamples": 50,
     }
     if recipe in PRETRAINED:
@@ -166,7 +167,9 @@ def killed_and_resumed(out: Path, words: list[str], number: int, rng: random.Ran
     return found_at
 
 
-def torture(folder: Path, *, runs: int, seed: int, recipe: str, modes: Sequence[Mode] = MODES) -> dict[str, int]:
+def torture(
+    folder: Path, *, runs: int, seed: int, recipe: str, modes: Sequence[Mode] = MODES, threads: int = 1
+) -> dict[str, int]:
     """Do `runs` killed runs, four of a mode and then of the next, beside unbroken ones; where they were killed.
 
     Raises SystemExit at the first that differs.
@@ -178,11 +181,11 @@ def torture(folder: Path, *, runs: int, seed: int, recipe: str, modes: Sequence[
         name = f"{mode[0]}, {'compiled' if mode[1] else 'not compiled'}"
         if mode not in expected:
             whole = folder / f"whole-{len(expected)}"
-            run_whole(command(whole, recipe, *mode), whole.with_suffix(".stderr"))
+            run_whole(command(whole, recipe, *mode, threads), whole.with_suffix(".stderr"))
             expected[mode] = outcome(whole)
             print(f"{recipe}, {name}: {len(expected[mode].lines)} log lines, weights {expected[mode].weights}")
         out = folder / f"run-{number:02d}"
-        found_at = killed_and_resumed(out, command(out, recipe, *mode), number, rng)
+        found_at = killed_and_resumed(out, command(out, recipe, *mode, threads), number, rng)
         found, wanted = outcome(out), expected[mode]
         same = found == wanted
         print(f"run {number:2d}, {name}: killed at {', '.join(found_at)}: {found.weights} equal: {same}", flush=True)
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["fp32", "bf16"], help="both in turn if not given")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="with and without, if not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="of each run, which is too small to gain by a second")
     options = parser.parse_args()
     modes = [
         (dtype, compiled)
@@ -213,7 +217,8 @@ def main() -> None:
     print(f"seed {options.seed}", flush=True)
     for recipe in options.recipe or RECIPES:
         with tempfile.TemporaryDirectory() as folder:
-            torture(Path(folder), recipe=recipe, runs=options.runs, seed=options.seed, modes=modes)
+            given = {"runs": options.runs, "seed": options.seed, "threads": options.threads}
+            torture(Path(folder), recipe=recipe, modes=modes, **given)
 
 
 if __name__ == "__main__":
