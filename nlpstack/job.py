@@ -348,18 +348,19 @@ def make_choices(config: RunConfig, model: LanguageModel, order: Order, *, seq_l
         raise ConfigError(f"train.micro_batch={train.micro_batch} is more than the {size} sequences of a step")
     steps = train.steps or order.n_steps(train.epochs or 0)
     flops = 6.0 * count_parameters(model) * steps * order.batch_size * seq_len * config.optim.evaluations
-    # Shapes that do not change, and blocks that are not put together anew for each call.
-    fixed = not isinstance(order, Bucketed) and not (train.parallel == "fsdp" and runtime.world_size() > 1)
-    pays = fixed and runtime.compile_pays(device.type, dtype, minutes=train.minutes, flops=flops)
+    # Code compiled for many lengths depends on which came first: a resumed run would round in another way.
+    no_code = "batches are of many lengths" if isinstance(order, Bucketed) else ""
+    no_code = no_code or ("" if runtime.can_compile(device.type) else "no compiler on this machine")
+    shared = train.parallel == "fsdp" and runtime.world_size() > 1  # blocks are put together anew for each call
+    pays = not shared and runtime.compile_pays(device.type, dtype, minutes=train.minutes, flops=flops)
     wanted = pays if train.compile == "auto" else train.compile
-    if wanted and not runtime.can_compile(device.type):
-        note("torch.compile: no compiler on this machine, so the run is eager")
-        wanted = False
+    if wanted and no_code:
+        note(f"torch.compile: {no_code}, so the run is eager")
     return Choices(
         steps=steps,
         device=str(device),
         dtype=dtype,
-        compile=wanted,
+        compile=wanted and not no_code,
         threads=torch.get_num_threads(),
         micro_batch=train.micro_batch or order.batch_size,
         attention=faster_in_training(device.type, dtype, model.config.dropout),

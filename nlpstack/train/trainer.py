@@ -94,8 +94,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.choices.dtype == "fp16")
         self.frozen_hash = frozen_hash(self.model)
         # Only the training loss is compiled: validation stays the arithmetic of `eval`.
-        dynamic = None if isinstance(self.loader.order, Bucketed) else False
-        self._run_loss = torch.compile(self.task.loss, dynamic=dynamic) if self.choices.compile else self.task.loss
+        self._run_loss = torch.compile(self.task.loss, dynamic=False) if self.choices.compile else self.task.loss
         self._peak_flops = 0.0
 
     def steps(self) -> Iterator[StepReport]:

@@ -19,7 +19,7 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", PRETRAINED)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_runs_too(recipe, dtype, tmp_path):
     places = torture(tmp_path, recipe=recipe, runs=4, modes=[(dtype, True)], seed=2)
