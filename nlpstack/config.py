@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from nlpstack.errors import ConfigError, NlpstackError, did_you_mean
+from nlpstack.files import decode_utf8
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
@@ -156,11 +157,9 @@ def check_keys(values: Values, schema: Schema, source: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file and what is wrong with it."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(decode_utf8(path.read_bytes(), path, ConfigError))
         json.dumps(tables, default=str)  # what is too deep, or too many digits, to be shown is refused here
         return tables
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

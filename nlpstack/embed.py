@@ -159,8 +159,7 @@ def _check(options: EmbedOptions, path: Path | None, corpus: Path | None, out: s
 
 def _texts(source: Path | Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each text behind the place where it stands; an empty one is an error, since rows are to match lines."""
-    bad_byte = "byte {start} of the line (0x{byte:02x}) is not UTF-8"
-    texts = text_lines(source, mute, bad_byte) if isinstance(source, Path) else source
+    texts = text_lines(source, mute) if isinstance(source, Path) else source
     as_json = isinstance(source, Path) and corpus_suffix(source) == ".jsonl"
     for number, text in enumerate(texts, 1):
         where = f"{source}:{number}" if isinstance(source, Path) else f"text {number}"

@@ -69,6 +69,17 @@ def check_output(path: Path, option: str = "") -> None:
         raise ConfigError(f"{option}{path}: there is no folder {path.parent}; make it first")
 
 
+def decode_utf8(
+    data: bytes, source: object, kind: type[NlpstackError], cure: str = "", *, offset: int = 0, line: int = 0
+) -> str:
+    """Bytes as text; raises `kind` where they are none, and tells the byte, counted from `offset`, and the cure."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        fault = f"not UTF-8 at byte {offset + error.start} (0x{data[error.start]:02x})"
+        raise kind(f"{source}{f':{line}' * (line > 0)}: {fault}{cure}") from error
+
+
 def read_json_object(path: Path, kind: type[NlpstackError], data: bytes | None = None) -> dict[str, Any]:
     """The JSON object in a file, or in its bytes if they are at hand; raises `kind`, naming it, if there is none."""
     try:

@@ -76,14 +76,6 @@ def tokenize(
     return {**about, "tokens": len(shards), "bytes": shards.n_bytes}
 
 
-def decode_utf8(data: bytes, source: str) -> str:
-    """Bytes as text; a bad byte is a DataError with its offset."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x})") from error
-
-
 def parse_ids(text: str, vocab_size: int) -> list[int]:
     """Token ids from words, a JSON list, or the object that `encode --json` prints."""
     try:

@@ -387,7 +387,7 @@ def test_a_corpus_on_which_nothing_differs_is_refused(bert: Path, lines: Path, t
         ("a.txt", b"to be\n\nor\n", "a.txt:2: is empty, and each line becomes a row; remove the line"),
         ("a.txt", b"to be\n \t\n", "a.txt:2: is empty"),
         ("a.txt", b"", "a.txt: is empty; write one text a line"),
-        ("a.txt", b"to be\nor n\xffot\n", "a.txt:2: byte 4 of the line (0xff) is not UTF-8; convert the file"),
+        ("a.txt", b"to be\nor n\xffot\n", "a.txt:2: not UTF-8 at byte 10 (0xff); convert the file"),
         ("a.jsonl", b'{"text": "a"}\n\n', "a.jsonl:2: is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ""}\n', "a.jsonl:2: is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', "a.jsonl:2: not JSON"),

@@ -125,7 +125,7 @@ def test_prompts_are_read_one_a_line(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert read_prompts(path) == prompts
     path.write_bytes(b"one\ntw\xffo\n")
-    with pytest.raises(DataError, match=r"prompts.txt:2: not UTF-8 at byte 6; convert the file to UTF-8"):
+    with pytest.raises(DataError, match=r"prompts.txt:2: not UTF-8 at byte 6 \(0x..\); convert the file to UTF-8"):
         read_prompts(path)
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"prompts.txt: is empty"):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nlpstack.cli import options as shared
-from nlpstack.errors import ConfigError
+from nlpstack.errors import ConfigError, DataError
+from nlpstack.files import decode_utf8
 
 if TYPE_CHECKING:
     from nlpstack.decode import Generation, Sampling
@@ -101,13 +102,11 @@ def _converse(model: str, sampling: "Sampling", given: dict[str, Any]) -> None:
 
 def _lines() -> Iterator[str]:
     """Those of standard input that are not empty; in a terminal a mark asks for each."""
-    from nlpstack.prepare import decode_utf8
-
     while True:
         click.echo("> " * sys.stdin.isatty(), nl=False, err=True)
         if not (line := sys.stdin.buffer.readline()):
             return
-        if text := decode_utf8(line, "standard input").strip():
+        if text := decode_utf8(line, "standard input", DataError).strip():
             yield text
 
 

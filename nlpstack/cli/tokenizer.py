@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from nlpstack.cli.options import complete_folders, echo, folder_option, make_reporter, output_options
+from nlpstack.errors import DataError
+from nlpstack.files import decode_utf8
 
 tokenizer_option = partial(folder_option, "--tokenizer", "A tokenizer's, model's or run's folder.")
 
@@ -54,10 +56,9 @@ def encode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     Example:
       printf 'To be' | nlpstack tokenizer encode --tokenizer runs/gpt
     """
-    from nlpstack.prepare import decode_utf8
     from nlpstack.tokenizer import load_tokenizer
 
-    ids = load_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input"))
+    ids = load_tokenizer(tokenizer).encode(decode_utf8(sys.stdin.buffer.read(), "standard input", DataError))
     echo({"ids": ids}, " ".join(map(str, ids)), as_json=as_json)
 
 
@@ -71,11 +72,12 @@ def decode_command(tokenizer: str, as_json: bool, quiet: bool, debug: bool) -> N
     Example:
       echo 263 264 | nlpstack tokenizer decode --tokenizer runs/gpt
     """
-    from nlpstack.prepare import decode_utf8, parse_ids
+    from nlpstack.prepare import parse_ids
     from nlpstack.tokenizer import load_tokenizer
 
     found = load_tokenizer(tokenizer)
-    text = found.decode(parse_ids(decode_utf8(sys.stdin.buffer.read(), "standard input"), found.vocab_size))
+    typed = decode_utf8(sys.stdin.buffer.read(), "standard input", DataError)
+    text = found.decode(parse_ids(typed, found.vocab_size))
     # As bytes: whatever the terminal speaks, they are the text's.
     echo({"text": text}, text.encode("utf-8"), as_json=as_json, nl=False)
 

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from nlpstack.errors import DataError
-from nlpstack.files import files_below
+from nlpstack.files import decode_utf8, files_below
 from nlpstack.samples import sample
 
 PIECE_BYTES = 1 << 20  # a document is handed on in pieces of at most about this size, so that memory stays bounded
@@ -31,7 +31,6 @@ SUFFIXES_OF: Mapping[str, tuple[str, ...]] = {  # of labelled files, by their ta
     "generation": (".jsonl",),
 }
 PACKED = (".gz", ".zst")
-_BAD_BYTE = " not UTF-8 at byte {at} (0x{byte:02x})"
 SPLIT_NAMES = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 # Splits that should have nothing in common: what is scored, what it may also stand in, and what messages call that.
 OVERLAPS = (("val", "train", "training"), ("test", "train", "training"), ("test", "val", "validation"))
@@ -137,7 +136,7 @@ def read_documents(files: Sequence[Path], documents: str, note: Note) -> Iterato
         if corpus_suffix(path) == ".jsonl":
             yield from _read_jsonl(path, note_once)
         elif documents == "paragraphs":
-            yield from _paragraphs(text_lines(path, note_once, _BAD_BYTE[1:], with_ends=True))
+            yield from _paragraphs(text_lines(path, note_once, with_ends=True))
         else:
             yield from _mark_last(_text_blocks(path, note_once))
 
@@ -168,13 +167,9 @@ def _text_blocks(path: Path, note: Note) -> Iterator[str]:
         yield _decode(rest, offset, path, note)
 
 
-def _decode(data: bytes, offset: int, path: Path, note: Note, fault: str = _BAD_BYTE, number: int = 0) -> str:
-    """The text of a file from `offset` on; `fault`, as `text_lines` has it, stands behind the path and a colon."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        told = fault.format(number=number, at=offset + error.start, start=error.start, byte=data[error.start])
-        raise DataError(f"{path}:{told}; convert the file to UTF-8") from error
+def _decode(data: bytes, offset: int, path: Path, note: Note, line: int = 0) -> str:
+    """The text of a file, or of a line of it, from byte `offset` of the file on."""
+    text = decode_utf8(data, path, DataError, "; convert the file to UTF-8", offset=offset, line=line)
     if offset == 0 and text.startswith("\ufeff"):
         note(f"{path}: begins with a byte-order mark, which is left out")
         return text[1:]
@@ -243,18 +238,13 @@ def _cut_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def text_lines(
-    path: Path, note: Note, fault: str = "not UTF-8 at byte {at}", *, with_ends: bool = False
-) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said.
-
-    `fault` is how a bad byte is told: its place `at` in the file, `start` in the line, and the `byte` itself.
-    """
-    offset, fault = 0, f"{{number}}: {fault}"
+def text_lines(path: Path, note: Note, *, with_ends: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends (LF or CRLF); a byte-order mark is left out, and said."""
+    offset = 0
     with open_packed(path) as file:
         for number, data in enumerate(iter(partial(file.readline, LINE_BYTES + 1), b""), 1):
             if len(data) > LINE_BYTES:  # a small packed file may hold one that no memory does
                 raise DataError(f"{path}:{number}: a line of more than {LINE_BYTES:,} bytes; cut it")
-            line = _decode(data, offset, path, note, fault, number)
+            line = _decode(data, offset, path, note, number)
             yield line if with_ends else line.removesuffix("\n").removesuffix("\r")
             offset += len(data)

@@ -5,22 +5,21 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate, count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from nlpstack.data.readers import Note, Piece
 from nlpstack.errors import DataError
-from nlpstack.files import naming, read_json_object, sha256_file, write_file
+from nlpstack.files import naming, read_json_object, remove_leftovers, sha256_file, write_file
 
 FORMAT = 2
 SHARD_TOKENS = 1 << 24  # tokens in a shard, at least: up to 64 MB, which a killed run may have to do again
@@ -113,9 +112,8 @@ def load_or_tokenize(
                 report(f"tokenized before: {len(shards):,} tokens in {folder}")
                 return shards
         report(f"{folder}: damaged or of another kind; tokenizing again")
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with naming(folder):
+    with naming(folder), _among_writers(folder):
         _Writer(folder, spec, report).run(pieces(), encode, segment or (lambda text: [text]))
     return TokenShards(folder)
 
@@ -163,10 +161,6 @@ class _Writer:
 
     def __init__(self, folder: Path, spec: ShardSpec, report: Note) -> None:
         self.folder, self.spec, self.report = folder, spec, report
-        for path in folder.glob(".shard-*.tmp-*"):  # of writers that were killed; one that is being written is locked
-            with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
         self.entries = list(_whole_entries(folder, spec))
         start = {"pieces_done": 0, "tokens_done": 0, "bytes_done": 0, "state": (True, 0, False)}
         done: dict[str, Any] = self.entries[-1] if self.entries else start
@@ -180,12 +174,12 @@ class _Writer:
     def _begin_shard(self) -> None:
         self.name = f"shard-{len(self.entries):05d}"
         # Renamed when whole, since another run may be making the same shard. Its tokens are written as they come.
-        self.temporary = self.folder / f".{self.name}.tmp-{os.getpid()}.npy"
-        self.file = _locked(self.temporary)
+        self.temporary = self.folder / f".{self.name}.tmp-{os.urandom(4).hex()}.npy"
+        self.file = open(self.temporary, "xb")  # noqa: SIM115 - open until the shard is whole
         self.length = 0
         self._write_header()
-        self.table = array("q")  # end and words of each document that ends in the shard
-        self.sentences = array("q")  # end of each sentence that ends in it
+        # Of what ends in the shard: end and words of each document, end of each sentence.
+        self.table, self.sentences = array("q"), array("q")
 
     def _write_header(self) -> None:
         # numpy leaves room in the header for the length to grow, so that it may be written again in place.
@@ -258,14 +252,19 @@ class _Writer:
         self._begin_shard()
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """A new file, open and locked, so that no other process takes it for an orphan."""
-    while True:
-        file = open(path, "w+b")  # noqa: SIM115 - open until the shard is whole
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            return file
-        file.close()  # taken for an orphan between the two calls
+@contextmanager
+def _among_writers(folder: Path) -> Iterator[None]:
+    """Inside the block one of those that write a folder; the first of them removes what killed ones left."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # another is at work, or a file system that locks no folder for one alone
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_leftovers(folder)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _groups(pieces: Iterable[Piece], skip: int) -> Iterator[list[Piece]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nlpstack.errors import ModelError
-from nlpstack.files import read_json_object
+from nlpstack.files import decode_utf8, read_json_object
 from nlpstack.tokenizer.base import BYTE_PIECES, ROLES, SPACE, Tokenizer, check_ids, utf8
 
 JSON_FILE, VOCAB_FILE, BPE_FILE, _MERGES = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
@@ -200,10 +200,8 @@ def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str,
 
 
 def _lines(file: Path, data: bytes) -> list[str]:
-    try:
-        lines = data.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{file}: byte {error.start:,} is not UTF-8; {_MEND}") from error
+    text = decode_utf8(data, file, ModelError, f"; {_MEND}")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if lines == [""]:
         raise ModelError(f"{file}: holds no pieces; {_MEND}")
     for piece, count in Counter(lines).items():

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
+from traceback import walk_stack
 from types import FrameType
 from typing import Any
 
@@ -276,17 +277,19 @@ class Stopped(BaseException):
 
 @dataclass
 class StopSignal:
-    """SIGINT and SIGTERM: put off to the end of the step while training, at once elsewhere."""
+    """SIGINT and SIGTERM: put off to the end of the step while training and of an import, at once elsewhere."""
 
     signum: int | None = None
     _deferred: bool = False
+    _late: int = signal.SIGTERM  # what the alarm stands for
 
     @contextmanager
     def installed(self) -> Iterator["StopSignal"]:
         """Handle both signals inside the block; only the command line does this."""
         with ExitStack() as undo:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM):
                 undo.callback(signal.signal, number, signal.signal(number, self._handle))
+            undo.callback(signal.setitimer, signal.ITIMER_VIRTUAL, 0)
             yield self
 
     @contextmanager
@@ -299,8 +302,14 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        signum = self._late if signum == signal.SIGVTALRM else signum
         # Of processes that work together each may hear from the scheduler and from torchrun.
         again = self.signum is not None and not (world_size() > 1 and signum == signal.SIGTERM)
+        at_once = again or not self._deferred
+        if at_once and any("importlib._bootstrap" in one.f_code.co_filename for one, _ in walk_stack(frame)):
+            self._late = signum  # a library of which half is loaded cannot be loaded again, to put things back
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
+            return
         self.signum = signum
-        if again or not self._deferred:
+        if at_once:
             raise Stopped(signum)

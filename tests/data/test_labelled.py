@@ -410,7 +410,7 @@ def test_a_byte_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path, name:
     path = tmp_path / f"{name}.gz"
     path.write_bytes(gzip.compress(data + b"\xff\n"))
     line = (text * 3).count("\n") + 1
-    refused(lambda: READERS[task](path, pytest.fail), f"{path}:{line}", f"not UTF-8 at byte {len(data)};")
+    refused(lambda: READERS[task](path, pytest.fail), f"{path}:{line}", f"not UTF-8 at byte {len(data)} ")
 
 
 @pytest.mark.parametrize("name", SMALL)

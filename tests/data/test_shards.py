@@ -1,9 +1,10 @@
 """Shards hold the tokens of the whole text, are reused while they are whole, and go on where a killed run left them."""
 
-import fcntl
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -348,16 +349,46 @@ def test_a_second_writer_never_writes_into_shards_that_are_being_read(tmp_path: 
     assert first.read(0, len(first)).tolist() == expected(TEXTS)
 
 
-def test_unfinished_shards_of_killed_writers_are_deleted_and_those_of_others_are_not(tmp_path: Path) -> None:
+def test_what_killed_writers_left_is_deleted(tmp_path: Path) -> None:
     folder = tokenize(tmp_path, pieces(TEXTS)).folder
     (folder / "index.json").unlink()
-    orphan, being_written = (folder / f".shard-00000.tmp-{number}.npy" for number in (1, 2))
-    orphan.touch()
-    with open(being_written, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        tokenize(tmp_path, pieces(TEXTS))
-        assert not orphan.exists()
-        assert being_written.exists()
+    for name in (".shard-00000.tmp-1a.npy", ".shard-00000.docs.npy.tmp-12", ".shard-00000.json.tmp-12"):
+        (folder / name).touch()
+    tokenize(tmp_path, pieces(TEXTS))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("damaged", [False, True], ids=["new", "damaged before"])
+def test_another_writer_takes_nothing_away_whenever_it_comes(
+    damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another makes the same shards just before each of the names that the first gives to a file of its own."""
+    rows, replace_file, done = pieces(TEXTS), os.replace, 0
+    for moment in count():
+        cache, names = tmp_path / str(moment), 0
+        if damaged:
+            broken = tokenize(cache, rows).folder / "shard-00001.npy"
+            broken.write_bytes(broken.read_bytes()[:-1] + b"x")
+
+        def replacing(old: Path, new: Path, moment: int = moment, cache: Path = cache) -> None:
+            nonlocal names
+            names += 1
+            if names == moment + 1:
+                with monkeypatch.context() as other:
+                    other.setattr(os, "getpid", lambda: 1)
+                    tokenize(cache, rows)
+            replace_file(old, new)
+
+        with monkeypatch.context() as first:
+            first.setattr(os, "replace", replacing)
+            found = tokenize(cache, rows)
+        assert found.read(0, len(found)).tolist() == expected(TEXTS)
+        assert not list(cache.rglob(".*"))
+        done += names > moment
+        if names <= moment:
+            break
+    assert done > 9  # three files of each of several shards, and the index
 
 
 def test_an_error_on_the_way_leaves_no_unfinished_shard(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 Signals = Sequence[signal.Signals]
 SEQUENCES: Sequence[Signals] = ((TERM,), (INT,), (INT, INT), (TERM, INT), (TERM, TERM))
 MOMENTS = ("starting", "tokenizing", "settled", "step", "save", "validation", "finishing")
-START_SECONDS = 4.0  # loading torch, at least
 POLL_SECONDS = 0.0005
 DEADLINE_SECONDS = 300
 
@@ -70,7 +69,7 @@ def words_in_shell(line: str) -> list[str]:
 def is_due(moment: str, out: Path, line_wanted: int, elapsed: float, delay: float) -> bool:
     """Whether a run is where the signal shall hit it."""
     if moment == "starting":
-        return elapsed > delay
+        return elapsed > delay or (out / "config.toml").exists()
     if moment == "tokenizing":
         return any((out.parent / ".cache").glob("*"))
     if moment == "settled":
@@ -87,12 +86,12 @@ def is_due(moment: str, out: Path, line_wanted: int, elapsed: float, delay: floa
 
 
 def run_and_stop(
-    words: Sequence[object], out: Path, moment: str, sent: Sequence[signal.Signals], rng: random.Random
+    words: Sequence[object], out: Path, moment: str, sent: Sequence[signal.Signals], rng: random.Random, starts: float
 ) -> Stopped:
-    """Start a run, and send it signals once it is at a moment; its end."""
+    """Start a run, which takes `starts` seconds to its first step, and send it signals at a moment; its end."""
     line = [sys.executable, "-m", "nlpstack", *map(str, words)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    started, wanted, delay = time.monotonic(), rng.randrange(1, STEPS), rng.uniform(0, START_SECONDS)
+    started, wanted, delay = time.monotonic(), rng.randrange(1, STEPS), rng.uniform(0, starts)
     while process.poll() is None and not is_due(moment, out, wanted, time.monotonic() - started, delay):
         require(time.monotonic() - started < DEADLINE_SECONDS, f"still running after {DEADLINE_SECONDS} s")
         time.sleep(POLL_SECONDS)
@@ -146,15 +145,16 @@ def torture(
     """So many runs for each moment and sequence of signals: where they were stopped, and how many were findings."""
     rng, places, found = random.Random(seed), Counter[str](), 0
     text = write_text(folder)
-    require(nlpstack(*command(text, folder / "unbroken" / "a")).code == 0, "the unbroken run failed")
-    expected = outcome(folder / "unbroken" / "a")
+    unbroken, started = folder / "unbroken" / "a", time.time()
+    require(nlpstack(*command(text, unbroken)).code == 0, "the unbroken run failed")
+    expected, starts = outcome(unbroken), (unbroken / "config.toml").stat().st_mtime - started
     for number, (moment, sent, _) in enumerate(product(moments, sequences, range(runs))):
         out = folder / f"run-{number}" / "runs" / "a run"
         out.parent.mkdir(parents=True)
         words = command(text, out)
         names = ", ".join(one.name for one in sent)
         try:
-            place = check(run_and_stop(words, out, moment, sent, rng), words, out, expected)
+            place = check(run_and_stop(words, out, moment, sent, rng, starts), words, out, expected)
             places[place] += 1
             print(f"{moment}: {names}: {place}, then equal to the unbroken run", flush=True)
         except AssertionError as fault:

@@ -463,7 +463,7 @@ def test_a_folder_that_makes_no_tokenizer_is_named_with_its_fault(
 
 def test_a_vocabulary_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(vocab("a").encode() + b"\xff\n")
-    with pytest.raises(ModelError, match=r"vocab\.txt: byte 33 is not UTF-8; copy the folder again"):
+    with pytest.raises(ModelError, match=r"vocab\.txt: not UTF-8 at byte 33 \(0x..\); copy the folder again"):
         load_tokenizer(tmp_path)
 
 

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,26 @@ def test_a_signal_finishes_the_step_saves_and_raises(tmp_path):
     assert stopped.value.signum == signal.SIGTERM
     assert run.checkpoints.steps()[-1] == 7, "the step that was being done is done"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the handlers are put back"
+
+
+@pytest.mark.parametrize("signals", [("SIGTERM",), ("SIGINT", "SIGTERM")], ids=" ".join)
+def test_a_signal_that_meets_an_import_stops_after_it(signals, tmp_path, monkeypatch):
+    sent = "".join(f"os.kill(os.getpid(), signal.{name})\nsum(range(10**7))\n" for name in signals)
+    (tmp_path / "loaded_slowly.py").write_text(f"import os, signal\n{sent}WHOLE = True\n")
+    monkeypatch.delitem(sys.modules, "loaded_slowly", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load() -> None:
+        import_module("loaded_slowly")
+        for _ in range(10):
+            sum(range(10**7))
+
+    with StopSignal().installed(), pytest.raises(Stopped) as stopped:
+        load()
+    assert sys.modules["loaded_slowly"].WHOLE, "a module of which half is loaded cannot be loaded again"
+    assert stopped.value.signum == getattr(signal, signals[-1])
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert signal.getsignal(signal.SIGVTALRM) == signal.SIG_DFL
 
 
 def test_gradients_are_clipped_to_the_stated_norm(tmp_path):
