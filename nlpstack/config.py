@@ -7,13 +7,12 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from nlpstack.errors import ConfigError, NlpstackError, did_you_mean
-from nlpstack.files import decode_utf8
 
 T = TypeVar("T")
 Values = dict[str, dict[str, Any]]  # section -> key -> value
@@ -70,8 +69,7 @@ def _drop_rivals(values: dict[str, Any], section: str, entries: dict[str, Any], 
 def _fit_options(values: dict[str, Any], layers: list[Layer], section: str, cls: type) -> list[str]:
     """Leave out what a choice of a later layer has no use for (`options_of` of its class); lines that say so."""
     # An option that stays but was set for another choice, whose default differs, is named too.
-    found: tuple[str, Mapping[str, Mapping[str, Any]]] = getattr(cls, "options_of", ("", {}))
-    key, options = found
+    key, options = cast(tuple[str, Mapping[str, Mapping[str, Any]]], getattr(cls, "options_of", ("", {})))
     entries = [(source, layer.get(section, {})) for source, layer in layers]
     chosen = [(place, own[key]) for place, (_, own) in enumerate(entries) if key in own]
     if not chosen or not isinstance(chosen[-1][1], str) or chosen[-1][1] not in options:
@@ -157,9 +155,11 @@ def check_keys(values: Values, schema: Schema, source: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; ConfigError names the file and what is wrong with it."""
     try:
-        tables = tomllib.loads(decode_utf8(path.read_bytes(), path, ConfigError))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
         json.dumps(tables, default=str)  # what is too deep, or too many digits, to be shown is refused here
         return tables
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -91,7 +91,6 @@ def default_prompts(path: str | Path) -> list[str]:
 
 def read_prompts(path: str | Path) -> list[str]:
     """The lines of a UTF-8 file, packed or not, one prompt a line; an empty line is an empty prompt."""
-    prompts = list(text_lines(Path(path), mute))
-    if not prompts:
+    if not (prompts := list(text_lines(Path(path), mute))):
         raise DataError(f"{path}: is empty; write one prompt a line")
     return prompts

@@ -32,10 +32,11 @@ from nlpstack.model.lora import trainable_state
 from nlpstack.model.losses import loss_chunk
 from nlpstack.report import add_loss_picture
 from nlpstack.results import chosen
+from nlpstack.signals import Stopped, StopSignal
 from nlpstack.tasks import Task
 from nlpstack.train import runtime
 from nlpstack.train.run import LOSS_PICTURE, Reporter, Run, RunConfig, RunFolder, finite, read_results, write_results
-from nlpstack.train.runtime import Choices, Stopped, StopSignal
+from nlpstack.train.runtime import Choices
 from nlpstack.train.trainer import Trainer, evaluate, frozen_hash
 
 

@@ -32,8 +32,7 @@ def merge(
     ModelError, before anything is written, if logits of both for the same random tokens differ by above `tolerance`.
     """
     model = load_model(adapter, base=base, dtype=torch.float32, note=note)
-    n_layers = len(adapters(model))
-    if not n_layers:
+    if not (n_layers := len(adapters(model))):
         raise ModelError(f"{adapter}: has no adapter, so there is nothing to merge")
     if Path(out).exists():
         raise ConfigError(f"{out}: exists; give another --out")

@@ -48,8 +48,7 @@ def _task_of(run: Path) -> str:
 
 def newest_pretrained(runs: Path, *, causal: bool) -> Path:
     """The run folder under `runs` whose pretraining of a GPT (`causal`) or BERT was finished last."""
-    found = finished_runs(runs, "causal_lm" if causal else "masked_lm")
-    if not found:
+    if not (found := finished_runs(runs, "causal_lm" if causal else "masked_lm")):
         arch = "gpt" if causal else "bert"
         fault = f"no model to start from: {runs}/ has no finished pretraining run of a {arch.upper()}"
         raise ModelError(f"{fault}; make one with: nlpstack pretrain --arch {arch}; or name a model with --model DIR")

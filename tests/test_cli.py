@@ -260,6 +260,15 @@ def test_an_interrupted_command_exits_as_the_signal_says(monkeypatch: pytest.Mon
     assert (done.code, done.out, done.err.lstrip("\n")) == (130, "", "nlpstack: interrupted\n")  # below the ^C
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_does_not_train_is_stopped_in_one_line_too(
+    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nlpstack.eval.evaluate", lambda *_, **__: signal.raise_signal(signum))
+    done = nlpstack("eval")
+    assert (done.code, done.out, done.err) == (128 + signum, "", f"nlpstack: stopped by {signum.name}\n")
+
+
 # -- signals -------------------------------------------------------------------------------------------------------
 
 

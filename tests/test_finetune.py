@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_only_on_the_same_model(bases, dat
     whole = finetune("ner-lora", tmp_path / "whole", bases["bert"], data["ner"]).json
     from nlpstack.finetune import finetune as call
     from nlpstack.job import RunOptions
-    from nlpstack.train.runtime import Stopped, StopSignal
+    from nlpstack.signals import Stopped, StopSignal
 
     stop = StopSignal()
     stop.signum = 2

@@ -51,6 +51,7 @@ FLOORS: dict[str, float] = {
     "samples": 1,
     "files": 1,
     "errors": 0,
+    "signals": 0,
 }
 
 # The libraries a floor may use besides Python's own; pydantic also on floors 2 to 5, beside the classes it configures.

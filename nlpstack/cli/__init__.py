@@ -14,6 +14,7 @@ import click
 
 from nlpstack import __version__
 from nlpstack.errors import ConfigError, NlpstackError
+from nlpstack.signals import Stopped, StopSignal
 
 USAGE, FAULT = 2, 3  # exit codes: the user's to mend, ours to mend
 # What the machine refuses for want of rights, space or a sensible path is the user's to mend.
@@ -53,10 +54,11 @@ def run() -> None:
 
 
 def _exit_code(arguments: list[str]) -> int:
+    stop = StopSignal(several="TORCHELASTIC_RUN_ID" in os.environ)
     try:
         os.getcwd()  # where the folder is gone, libraries end the process in ways of their own
-        with _processes(arguments):
-            result = main.main(arguments, prog_name="nlpstack", standalone_mode=False)
+        with stop.installed(), _processes(arguments):
+            result = main.main(arguments, prog_name="nlpstack", standalone_mode=False, obj=stop)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 on; its message is the whole help
@@ -81,15 +83,13 @@ def _exit_code(arguments: list[str]) -> int:
             file.write(traceback.format_exc().encode(errors="replace"))
             trace = f"traceback in {file.name}"
         return _complain(f"a fault of nlpstack ({type(error).__name__}: {error}); {trace}", FAULT)
-    except BaseException as error:
-        if (signum := getattr(error, "signum", None)) is None:  # not train.runtime.Stopped, which would load torch
-            raise
-        after = " before the first step"
-        if getattr(error, "resumable", False):
+    except Stopped as stopped:
+        after = " before the first step" * (arguments[:1] in (["pretrain"], ["finetune"]))
+        if stopped.resumable:
             words = [word for word in arguments if word not in ("--overwrite", "--resume")]
             typed = join(["nlpstack", *words, "--resume"]).replace("\n", "'$'\\n''")  # one line, as bash reads it
-            after = f"{', saved' if getattr(error, 'saved', '') else ' at once'}; go on with: {typed}"
-        return _complain(f"stopped by {signal.Signals(signum).name}{after}", 128 + signum)
+            after = f"{', saved' if stopped.saved else ' at once'}; go on with: {typed}"
+        return _complain(f"stopped by {stopped}{after}", 128 + stopped.signum)
 
 
 def _processes(arguments: list[str]) -> AbstractContextManager[None]:

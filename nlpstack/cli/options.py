@@ -132,7 +132,7 @@ def typed_command() -> str:
 def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str, Any], **chosen: Any) -> None:
     """Call the function of a stage that trains with what was typed, and print what came back."""
     from nlpstack.job import RunOptions
-    from nlpstack.train.runtime import StopSignal, keep_freed_memory
+    from nlpstack.train.runtime import keep_freed_memory
 
     flags = {"data.paths": list(given["data"]) or None, **flags}
     flags |= {f"train.{name}": given[name] for name in ("minutes", "seed", "dtype", "device", "threads")}
@@ -140,10 +140,9 @@ def run_training(stage: str, recipe: str, given: dict[str, Any], flags: dict[str
     asked: dict[str, Any] = {name: given.get(name) for name in ("model", "tokenizer", "dry_run", "inexact")}
     chosen |= {name: given[name] for name in ("out", "resume", "overwrite")}
     keep_freed_memory()
-    with StopSignal().installed() as stop:
-        options = RunOptions(flags=flags, stop=stop, command=typed_command(), **asked)
-        train, reporter = getattr(import_module(f"nlpstack.{stage}"), stage), make_reporter(quiet=given["quiet"])
-        done = train(recipe, given["overrides"], options=options, reporter=reporter, **chosen)
+    options = RunOptions(flags=flags, stop=click.get_current_context().obj, command=typed_command(), **asked)
+    train, reporter = getattr(import_module(f"nlpstack.{stage}"), stage), make_reporter(quiet=given["quiet"])
+    done = train(recipe, given["overrides"], options=options, reporter=reporter, **chosen)
     if given["as_json"]:
         echo_json(done or {"dry_run": True})
     elif done is not None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from nlpstack.errors import ModelError
 from nlpstack.files import decode_utf8, read_json_object
+from nlpstack.signals import Stopped
 from nlpstack.tokenizer.base import BYTE_PIECES, ROLES, SPACE, Tokenizer, check_ids, utf8
 
 JSON_FILE, VOCAB_FILE, BPE_FILE, _MERGES = "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"
@@ -170,7 +171,7 @@ def _library(file: Path, data: bytes) -> Any:
         return Tokenizer.from_buffer(data)
     except ImportError as error:
         raise ModelError(f"{file}: opening it needs `tokenizers`; pip install 'nlpstack[hf]'") from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, Stopped):
         raise
     except BaseException as error:  # the library's errors have no type of their own, and its panics are no Exception
         fault = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The machine: device, processes, dtype, threads, clocks, signals. The only reader of the environment outside cli."""
+"""The machine: device, processes, dtype, threads, clocks. The only reader of the environment outside cli."""
 
 import ctypes
 import math
@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import shutil
-import signal
 import sys
 import time
 import timeit
@@ -16,8 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
-from traceback import walk_stack
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +22,7 @@ import torch.distributed as dist
 
 from nlpstack import __version__
 from nlpstack.errors import ConfigError, NlpstackError, TrainingError
+from nlpstack.signals import Stopped
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without which cuBLAS may add up in another order
@@ -225,9 +223,8 @@ def keep_freed_memory() -> None:
     # For the whole process, so only the command line calls it.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 64 << 20)
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
 
 
 def rng_state(device: torch.device) -> dict[str, str]:
@@ -250,8 +247,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: of the GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
@@ -265,51 +261,3 @@ def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
     a = torch.ones(n, n, dtype=DTYPES[dtype], device=device)
     fastest = min(timeit.repeat(lambda: float((a @ a)[0, 0]), number=1, repeat=4))  # float waits for the device
     return 2 * n**3 / fastest, f"a {n} x {n} product measured now"
-
-
-class Stopped(BaseException):
-    """The run was asked to stop by a signal; not an error, so that nothing catches it by mistake."""
-
-    def __init__(self, signum: int, saved: str = "") -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum, self.saved, self.resumable = signum, saved, bool(saved)  # resumable: there is a run to go on with
-
-
-@dataclass
-class StopSignal:
-    """SIGINT and SIGTERM: put off to the end of the step while training and of an import, at once elsewhere."""
-
-    signum: int | None = None
-    _deferred: bool = False
-    _late: int = signal.SIGTERM  # what the alarm stands for
-
-    @contextmanager
-    def installed(self) -> Iterator["StopSignal"]:
-        """Handle both signals inside the block; only the command line does this."""
-        with ExitStack() as undo:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM):
-                undo.callback(signal.signal, number, signal.signal(number, self._handle))
-            undo.callback(signal.setitimer, signal.ITIMER_VIRTUAL, 0)
-            yield self
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside the block a first signal is only noted in `signum`; a second one stops at once."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        signum = self._late if signum == signal.SIGVTALRM else signum
-        # Of processes that work together each may hear from the scheduler and from torchrun.
-        again = self.signum is not None and not (world_size() > 1 and signum == signal.SIGTERM)
-        at_once = again or not self._deferred
-        if at_once and any("importlib._bootstrap" in one.f_code.co_filename for one, _ in walk_stack(frame)):
-            self._late = signum  # a library of which half is loaded cannot be loaded again, to put things back
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
-            return
-        self.signum = signum
-        if at_once:
-            raise Stopped(signum)

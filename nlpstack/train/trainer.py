@@ -21,13 +21,14 @@ from nlpstack.errors import CheckpointError, ConfigError, TrainingError, some
 from nlpstack.metrics import Metric, Score, compute, lower_is_better
 from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
+from nlpstack.signals import Stopped, StopSignal
 from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
 from nlpstack.train.optim import OptimConfig, learning_rate, line_search_step, make_optimizers
 from nlpstack.train.parallel import Parallel, in_step, whole
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
-from nlpstack.train.runtime import Choices, Stopped, StopSignal, autocast
+from nlpstack.train.runtime import Choices, autocast
 
 Tick = Callable[[int], None]
 FIRST_LOSS_MARGIN = 0.5  # nats

@@ -10,7 +10,8 @@ from nlpstack.job import RunOptions
 from nlpstack.model import BERT, GPT, TransformerConfig
 from nlpstack.model.losses import linear_cross_entropy
 from nlpstack.pretrain import pretrain
-from nlpstack.train.runtime import Stopped, StopSignal, autocast
+from nlpstack.signals import Stopped, StopSignal
+from nlpstack.train.runtime import autocast
 from tests.tiny_recipe import TINY, tiny_text
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

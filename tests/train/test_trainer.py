@@ -16,11 +16,12 @@ import torch
 from nlpstack.data.batch import IGNORE_INDEX, Batch, Loader, Shuffled
 from nlpstack.errors import TrainingError
 from nlpstack.model import GPT, TransformerConfig
+from nlpstack.signals import Stopped, StopSignal
 from nlpstack.tasks import CausalLM
 from nlpstack.train.checkpoint import Checkpoints
 from nlpstack.train.optim import OptimConfig
 from nlpstack.train.run import MetricsLog, Reporter, TrainConfig
-from nlpstack.train.runtime import Choices, Stopped, StopSignal
+from nlpstack.train.runtime import Choices
 from nlpstack.train.trainer import Trainer
 
 VOCAB, CONTEXT, EXAMPLES = 40, 12, 64
