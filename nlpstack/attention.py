@@ -77,8 +77,7 @@ def _pattern(
 ) -> report.AttentionPattern:
     """The weights to draw, of a BERT for [CLS] text [SEP]; refused where they would be more than can be held."""
     framed = frame(model, name)
-    ids = model.tokenizer.encode(text)
-    if not ids:
+    if not (ids := model.tokenizer.encode(text)):
         raise DataError("the text is empty, so there is nothing to attend to; give one of at least a word")
     if isinstance(model, BERT):
         ids = [*framed.cls, *ids, *framed.sep]

@@ -107,8 +107,7 @@ def embed(
         encoder = _Encoder(model, options)
         if corpus is not None and corpus.suffix.lower() == ".npz":  # refused before the work is done
             saved = read_zscore(corpus, encoder.model.config.dim, **encoder.about())
-        rows = [one for block in encoder.blocks(_texts(path or source)) for one in block]
-        if not rows:
+        if not (rows := [one for block in encoder.blocks(_texts(path or source)) for one in block]):
             raise DataError(f"{path}: is empty; write one text a line" if path else "there are no texts")
         vectors: Vectors = rows if options.pooling == "token" else np.stack(rows)
         del rows  # or they would be held to the end

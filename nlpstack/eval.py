@@ -44,8 +44,7 @@ def evaluate(
     options, reporter = options or EvalOptions(), reporter or Reporter()
     options, asked = asked_for(options)
     only = asked["score"].task
-    paths = [Path(model) for model in models] or finished_runs(RUNS, only)
-    if not paths:
+    if not (paths := [Path(model) for model in models] or finished_runs(RUNS, only)):
         what, cure = (f" of {only}", "name one") if only else ("", "make one with: nlpstack pretrain --arch gpt")
         raise ConfigError(f"no model given and no finished run{what} under {RUNS}/; {cure}")
     results = []
@@ -162,8 +161,7 @@ class Subject(NamedTuple):
 
     def paths(self) -> list[str]:
         """The files, folders or samples that hold the data; DataError if none are named."""
-        paths = list(self.options.data) or self.record.get("data", {}).get("paths", [])
-        if not paths:
+        if not (paths := list(self.options.data) or self.record.get("data", {}).get("paths", [])):
             raise DataError(f"{self.path}: not a run, so it names no data; give --data FILE|DIR")
         return paths
 

@@ -182,8 +182,7 @@ def failed_gates(results: Sequence[Mapping[str, Any]], gates: Iterable[tuple[str
     """A line for each score that is worse than a gate asks; ConfigError for a metric that no result has."""
     failed = []
     for name, limit in gates:
-        having = [result for result in results if name in result["metrics"]]
-        if not having:
+        if not (having := [result for result in results if name in result["metrics"]]):
             there = sorted({one for result in results for one in result["metrics"]})
             raise ConfigError(f"--fail-under {name}: no result has this metric{near(name, there)}")
         for result in having:

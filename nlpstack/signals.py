@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from traceback import walk_stack
 from types import FrameType
+from typing import NoReturn
 
 
 class Stopped(BaseException):
@@ -22,17 +23,23 @@ class StopSignal:
 
     several: bool = False  # processes work together, and each may hear from the scheduler and from torchrun
     signum: int | None = None
+    stopped: Stopped | None = None  # what was raised
     _deferred: bool = False
     _late: int = signal.SIGTERM  # what the timer's own signal stands for
 
     @contextmanager
     def installed(self) -> Iterator["StopSignal"]:
-        """Handle both signals inside the block; only the command line does this."""
+        """Handle both signals inside the block; only the command line does this. Whatever comes of it is Stopped."""
         with ExitStack() as undo:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM):
                 undo.callback(signal.signal, number, signal.signal(number, self._handle))
             undo.callback(signal.setitimer, signal.ITIMER_VIRTUAL, 0)
-            yield self
+            try:
+                yield self
+            except Exception as error:
+                if self.stopped is not None:  # of which a library has made an error of its own
+                    raise self.stopped from error
+                raise
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -52,4 +59,9 @@ class StopSignal:
             self._late = signum  # a library of which half is loaded can neither be used nor loaded again
             signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
         else:
-            raise Stopped(signum)
+            self.stop(signum)
+
+    def stop(self, signum: int, saved: str = "") -> NoReturn:
+        """Raise Stopped."""
+        self.stopped = Stopped(signum, saved)
+        raise self.stopped

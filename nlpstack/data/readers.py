@@ -83,8 +83,7 @@ def _expand(text: str, kind: str) -> SplitFiles:
     accepted = f"accepted: {', '.join(suffixes)}, each also with {' or '.join(PACKED)}"
     path = sample(text.removeprefix("sample:")) if text.startswith("sample:") else Path(text)
     if path.is_dir():
-        files = [file for file in files_below(path) if corpus_suffix(file, suffixes)]
-        if not files:
+        if not (files := [file for file in files_below(path) if corpus_suffix(file, suffixes)]):
             raise DataError(f"{path}: no {kind} files in this folder; {accepted}")
         named: SplitFiles = {}
         for file in files:

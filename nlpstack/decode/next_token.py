@@ -55,8 +55,7 @@ class TokenRules:
 
         Tokens of -1 are none. A row may be left without any token by no_repeat_ngram.
         """
-        n_new = new.shape[1]
-        if n_new < len(self.forced):
+        if (n_new := new.shape[1]) < len(self.forced):
             only = torch.full_like(logits, -torch.inf)
             only[:, self.forced[n_new]] = logits[:, self.forced[n_new]]
             return only

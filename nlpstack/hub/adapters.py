@@ -91,8 +91,7 @@ def _to_peft(model: LanguageModel, linears: Linears) -> tuple[dict[str, Tensor],
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, AdapterSize] = {}
     for theirs, ours in linears.items():
-        parts = [wrapped[name] for name in ours if name in wrapped]
-        if not parts:
+        if not (parts := [wrapped[name] for name in ours if name in wrapped]):
             continue
         n, one = len(parts), parts[0]
         sizes[theirs] = AdapterSize(one.size.rank * n, one.size.alpha * (n**0.5 if one.rslora else n))

@@ -100,8 +100,7 @@ class LabelScores:
 
     def parts(self) -> list[Units]:
         """What was counted, example by example; `loss` and `calibration_error` are there if they were counted."""
-        order = sorted(self.told)
-        if not order:
+        if not (order := sorted(self.told)):
             raise DataError("nothing to score: the split has no examples; give more of them")
         pairs = [self.told[number] for number in order]
         rows = np.array(pairs, dtype=np.int64 if self.names else np.float64).reshape(len(order), -1)

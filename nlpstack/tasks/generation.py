@@ -85,8 +85,7 @@ class Generation(Task):
         rows, n_cut, n_marks = [], 0, len(self.frame.cls)
         for number, (example, found) in enumerate(zip(examples, self._tokens(examples), strict=True)):
             tokens, counted, n_before = found
-            over = len(tokens) - self.length
-            if over > 0:
+            if (over := len(tokens) - self.length) > 0:
                 if not self.config.truncate or over >= n_before:
                     cut = "shorten it, or cut the beginning of prompts with --set task.truncate=true"
                     cure = cut if over < n_before else "a completion is never cut, nor a conversation; shorten it"

@@ -202,8 +202,7 @@ def _reserved(spec: dict[str, Any], special: set[str], suffix: str) -> dict[str,
 
 def _lines(file: Path, data: bytes) -> list[str]:
     text = decode_utf8(data, file, ModelError, f"; {_MEND}")
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines == [""]:
+    if (lines := text.replace("\r\n", "\n").removesuffix("\n").split("\n")) == [""]:
         raise ModelError(f"{file}: holds no pieces; {_MEND}")
     for piece, count in Counter(lines).items():
         if count > 1:

@@ -173,8 +173,7 @@ def line_search_step(optimizer: Optimizer, first_loss: float, evaluate: Callable
         return loss if math.isfinite(loss) else math.inf  # too long a step; a NaN could pass for the best of them
 
     optimizer.step(closure)
-    finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
-    if not finite:
+    if not (finite := all(bool(torch.isfinite(parameter).all()) for parameter in parameters)):
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
                 parameter.copy_(value)

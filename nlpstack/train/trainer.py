@@ -21,7 +21,7 @@ from nlpstack.errors import CheckpointError, ConfigError, TrainingError, some
 from nlpstack.metrics import Metric, Score, compute, lower_is_better
 from nlpstack.model import LanguageModel
 from nlpstack.model.lora import trainable_state
-from nlpstack.signals import Stopped, StopSignal
+from nlpstack.signals import StopSignal
 from nlpstack.tasks import EvalConfig, Task
 from nlpstack.train import runtime
 from nlpstack.train.checkpoint import Checkpoint, Checkpoints, optimizer_state, restore_optimizers
@@ -212,7 +212,7 @@ class Trainer:
                     self.reporter.say(f"stopped early: {self.state.n_worse} validations without a better one")
                     break
                 if stopping and not last:
-                    raise Stopped(self.stop.signum or signal.SIGTERM, saved=str(self.checkpoints.path(report.step)))
+                    self.stop.stop(self.stop.signum or signal.SIGTERM, str(self.checkpoints.path(report.step)))
 
     def _stops_early(self) -> bool:
         return bool(self.config.patience) and self.state.n_worse >= self.config.patience

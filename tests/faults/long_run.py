@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from nlpstack.train.checkpoint import KEPT
 from tests.faults.failing import ROOT
 from tests.tiny import pretrain, write_text
 
@@ -34,7 +35,8 @@ class Sample(NamedTuple):
     files: int  # open descriptors
     threads: int
     temporary: int  # files in the folder for temporary ones
-    entries: int  # files in the run's folder
+    entries: int  # files in the run's folder beside its checkpoints
+    checkpoints: int
 
 
 def look(pid: int, step: int, out: Path, temporary: Path) -> Sample | None:
@@ -46,8 +48,10 @@ def look(pid: int, step: int, out: Path, temporary: Path) -> Sample | None:
         files = len(os.listdir(f"/proc/{pid}/fd"))
     except (OSError, KeyError):
         return None
-    count = [sum(path.is_file() for path in place.rglob("*")) for place in (temporary, out)]
-    return Sample(step, memory, files, int(fields["Threads"]), *count)
+    own = [*out.glob("*"), *out.glob("model/*")]
+    count = [sum(path.is_file() for path in paths) for paths in (temporary.rglob("*"), own)]
+    saved = sum(1 for _ in out.glob("checkpoints/*"))
+    return Sample(step, memory, files, int(fields["Threads"]), *count, saved)
 
 
 def last_step(log: Path) -> int:
@@ -86,7 +90,8 @@ def watch(folder: Path, steps: int, **values: object) -> list[Sample]:
 def growth(samples: Sequence[Sample], steps: int, allowed: float = GROWTH) -> tuple[str, list[str]]:
     """What the run held early and late, as a line, and what of it grew: a finding each.
 
-    Compared are the medians of the tenth after the warm-up and of the last tenth; memory may grow by `allowed`.
+    Compared are the medians of the tenth after the warm-up and of the last tenth; memory may grow by `allowed`, and
+    checkpoints to the newest ones and the best, which is among these at first.
     """
     settled = [sample for sample in samples if WARM_UP * steps < sample.step < steps]  # the last step also evaluates
     size = max(1, len(settled) // 8)
@@ -100,7 +105,8 @@ def growth(samples: Sequence[Sample], steps: int, allowed: float = GROWTH) -> tu
         share = f" ({late / early - 1:+.2%})" if name == "memory" else ""
         told.append(f"{name} {early / unit:.1f} to {late / unit:.1f}{share}, at most {most / unit:.1f}")
         # A save has files open, and a folder beside the others, while it is made: the middle does not show it.
-        if late > early * (1 + allowed if name == "memory" else 1):
+        most_held = {"memory": early * (1 + allowed), "checkpoints": KEPT + 1}.get(name, early)
+        if late > most_held:
             found.append(f"{name} grew from {early / unit:.1f} to {late / unit:.1f}")
     return f"{len(samples)} samples of {steps:,} steps: " + "; ".join(told), found
 

@@ -17,7 +17,7 @@ def test_a_run_holds_no_more_at_its_end_than_after_its_beginning(tmp_path: Path)
     assert found == [], line
 
 
-LEVEL = [Sample(step, 300 << 20, 12, 3, 0, 9) for step in range(1, 101)]
+LEVEL = [Sample(step, 300 << 20, 12, 3, 0, 9, 2) for step in range(1, 101)]
 
 
 def test_what_stays_level_is_no_finding() -> None:
