@@ -269,6 +269,13 @@ def test_a_command_that_does_not_train_is_stopped_in_one_line_too(
     assert (done.code, done.out, done.err) == (128 + signum, "", f"nlpstack: stopped by {signum.name}\n")
 
 
+def test_an_interrupt_while_python_ends_shows_nothing() -> None:
+    ending = f"import atexit, signal\natexit.register(signal.raise_signal, signal.SIGINT)\n{SHOW_HELP}"
+    done = subprocess.run([sys.executable, "-c", ending, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert done.stdout.startswith("nlpstack, version ")
+
+
 # -- signals -------------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ def run() -> None:
             getattr(sys, name).flush()
         except OSError:  # its reader has gone or its disk is full, and the flush at exit must not fail again
             setattr(sys, name, None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; Python would show where it was cleaning up
     sys.exit(code)
 
 

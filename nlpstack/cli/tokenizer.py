@@ -96,8 +96,7 @@ def inspect_command(folder: str | None, tokenizer: str | None, text: str | None,
     """
     from nlpstack.prepare import describe_tokenizer
 
-    where = tokenizer or folder
-    if where is None:
+    if (where := tokenizer or folder) is None:
         raise click.UsageError("give the tokenizer with --tokenizer DIR")
     found = describe_tokenizer(where, text)
     echo(found, "\n".join(f"{name}: {value}" for name, value in found.items()), as_json=as_json)

@@ -111,8 +111,7 @@ class CausalLM(Task):
         window = config.window or model.config.max_seq_len
         if window > model.config.max_seq_len and model.config.positions == "learned":
             raise ConfigError(f"eval.window={window} is more than the model's max_seq_len={model.config.max_seq_len}")
-        stride = config.stride or window
-        if stride > window:
+        if (stride := config.stride or window) > window:
             raise ConfigError(f"eval.stride={stride} is more than the window of {window}: tokens would go unscored")
         return window, stride
 
