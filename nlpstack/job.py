@@ -317,12 +317,12 @@ def run_job(
             folder.check_unchanged(run)
         try:
             result = Job(run, options, folder, reporter, prepare).execute()
+            if not runtime.rank() and not (result.finished_before and (out / LOSS_PICTURE).exists()):
+                with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
+                    add_loss_picture(out, reporter.say)
         finally:
             if (stopped := options.stop.stopped) is not None:
                 stopped.resumable = bool(folder.record) and (out / "config.toml").exists()
-    if not runtime.rank() and not (result.finished_before and (out / LOSS_PICTURE).exists()):
-        with options.stop.deferred():  # the run is finished, so a signal has nothing left to stop
-            add_loss_picture(out, reporter.say)
     return result
 
 

@@ -135,8 +135,7 @@ def _biases(words: tuple[str, ...]) -> dict[int | str, float]:
             bias = float(value if name else "")
         except ValueError as error:
             raise ConfigError(f"--bias {word!r}: expected TOKEN=NUMBER, e.g. 'the=-2.5' or 'id:17=3'") from error
-        token = _token(name)
-        if token in biases:
+        if (token := _token(name)) in biases:
             raise ConfigError(f"--bias {word!r}: {name!r} has a bias already, {biases[token]}; leave out one")
         biases[token] = bias
     return biases

@@ -105,8 +105,7 @@ def whole_corpus(config: DataConfig, note: Note) -> dict[str, Split]:
     """The splits as they stand, nothing cut; files that are no split's are the split "all"."""
     splits = {}
     for name, files in find_splits(config.paths).items():
-        found = survey(read_documents(files, config.documents, note))
-        if found.is_blank:
+        if (found := survey(read_documents(files, config.documents, note))).is_blank:
             raise DataError(f"{some(files)}: holds no text, at most white space; give files with text in them")
         splits[name] = Split(name=name, files=tuple(files), documents=config.documents, survey=found)
     return splits

@@ -112,6 +112,8 @@ def load_or_tokenize(
                 report(f"tokenized before: {len(shards):,} tokens in {folder}")
                 return shards
         report(f"{folder}: damaged or of another kind; tokenizing again")
+        for path in folder.glob("shard-*.json"):  # no more: another run may be doing the same
+            path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), _among_writers(folder):
         _Writer(folder, spec, report).run(pieces(), encode, segment or (lambda text: [text]))

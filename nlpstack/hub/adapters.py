@@ -203,8 +203,7 @@ def _assemble(base: LanguageModel, read: _Read) -> LanguageModel:
     if odd := [key for key in patterns if not re.fullmatch(r"[\w.^|]+", key)]:  # others may take for ever to match
         raise ModelError(f"{place}: alpha_pattern {odd[0]!r} is not supported; names of layers are")
     for whole, there in families.stored_names(family, [f"{name}.weight" for name in grouped]).items():
-        module = whole.removesuffix(".weight")
-        if module not in linears:
+        if (module := whole.removesuffix(".weight")) not in linears:
             raise ModelError(f"{read.file}: adapts {module}, which is no linear layer of the base's blocks; {_MEND}")
         # The first pattern that matches the end of a name counts.
         alpha = next((v for key, v in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), usual)

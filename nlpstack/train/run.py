@@ -199,8 +199,7 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the run that stands here: at step 0 of the one that replaces it, when nothing can be refused now."""
         for name in ENTRIES:
-            entry = self.path / name
-            if entry.is_dir():
+            if (entry := self.path / name).is_dir():
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)

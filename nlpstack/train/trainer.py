@@ -1,5 +1,6 @@
 """The training loop: accumulate, clip, step, validate, save. Knows no text, no labels, no command line."""
 
+import gc
 import hashlib
 import math
 import signal
@@ -104,9 +105,11 @@ class Trainer:
         batches = self.loader.steps(self.state.step, self.choices.steps, pin=self.device.type == "cuda")
         if self.optim.full_batch:  # the same blocks at every step: an epoch cut at other places has another loss
             batches = repeat(self.loader.micro_batches(0), self.choices.steps - self.state.step)
-        for micro_batches in batches:
+        for number, micro_batches in enumerate(batches):
             started = time.perf_counter()
             report = self._step(micro_batches)
+            if self.choices.compile and number == 0:
+                gc.collect()  # what compiling leaves, hundreds of MiB (benchmarks/RESULTS.md)
             self.state.step += 1
             self.state.tokens += report.n_tokens
             self.state.seconds += time.perf_counter() - started
